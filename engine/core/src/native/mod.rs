@@ -1,0 +1,1 @@
+//! Native TCP protocol: frames and hello.

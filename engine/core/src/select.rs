@@ -1,0 +1,1 @@
+//! Choice of a transport per peer.

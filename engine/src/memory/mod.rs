@@ -1,0 +1,224 @@
+//! Registered local memory: who may touch it, and when nobody does any more.
+//!
+//! A [`LocalRegion`] is one registered buffer. Whoever moves its bytes holds a [`RegionPin`]; unregistering revokes the
+//! region (no new pins) and waits until the last pin is gone. Nothing outside a pin dereferences registered memory.
+//!
+//! Invariants:
+//! * regions of one table never overlap;
+//! * a revoked region gives out no pin;
+//! * after [`RegionTable::unregister`] returned `Ok`, no pin exists and none can be made.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tidewire_core::{ByteRange, Location, TransferError};
+
+/// Locks, ignoring poisoning: the data under our locks is valid after every statement.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Set in [`LocalRegion::pins`] once the region is revoked.
+const REVOKED: u64 = 1 << 63;
+
+/// One registered buffer of this process.
+pub struct LocalRegion {
+    range: ByteRange,
+    location: Location,
+    /// What keeps the memory mapped, where the engine allocated it.
+    backing: Option<Arc<dyn Backing>>,
+    /// Number of pins, plus [`REVOKED`].
+    pins: AtomicU64,
+    drained: Mutex<()>,
+    wake: Condvar,
+}
+
+/// Memory that the engine allocated itself and that same-host peers may map.
+pub trait Backing: Send + Sync + fmt::Debug {
+    /// File that backs the memory, for passing to a same-host peer.
+    fn file(&self) -> std::os::fd::BorrowedFd<'_>;
+    /// Where in the file the region starts, in bytes.
+    fn file_offset(&self) -> u64;
+}
+
+impl fmt::Debug for LocalRegion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalRegion").field("range", &self.range).field("location", &self.location).finish()
+    }
+}
+
+impl LocalRegion {
+    /// The registered bytes.
+    pub fn range(&self) -> ByteRange {
+        self.range
+    }
+
+    /// Where they live, as registered.
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// The file behind them, where the engine allocated them.
+    pub fn backing(&self) -> Option<&Arc<dyn Backing>> {
+        self.backing.as_ref()
+    }
+
+    /// Takes a pin; `None` once the region is revoked.
+    pub fn pin(self: &Arc<Self>) -> Option<RegionPin> {
+        // Acquire pairs with the AcqRel of `revoke`: a pin taken after it sees the revocation.
+        let mut seen = self.pins.load(Ordering::Acquire);
+        loop {
+            if seen & REVOKED != 0 {
+                return None;
+            }
+            match self.pins.compare_exchange_weak(seen, seen + 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Some(RegionPin { region: Arc::clone(self) }),
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    fn revoke(&self) {
+        self.pins.fetch_or(REVOKED, Ordering::AcqRel);
+    }
+
+    fn restore(&self) {
+        self.pins.fetch_and(!REVOKED, Ordering::AcqRel);
+    }
+
+    /// Waits until no pin is left, at most until `deadline`.
+    fn wait_unpinned(&self, deadline: Instant) -> bool {
+        let mut guard = lock(&self.drained);
+        while self.pins.load(Ordering::Acquire) & !REVOKED != 0 {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
+            guard = self.wake.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+}
+
+/// The right to touch the bytes of a region until dropped.
+#[derive(Debug)]
+pub struct RegionPin {
+    region: Arc<LocalRegion>,
+}
+
+impl RegionPin {
+    /// The region that is held.
+    pub fn region(&self) -> &Arc<LocalRegion> {
+        &self.region
+    }
+}
+
+impl Drop for RegionPin {
+    fn drop(&mut self) {
+        let before = self.region.pins.fetch_sub(1, Ordering::AcqRel);
+        if before == REVOKED + 1 {
+            // Under the lock, so that a waiter between its check and its wait is not missed.
+            let _guard = lock(&self.region.drained);
+            self.region.wake.notify_all();
+        }
+    }
+}
+
+/// All registered buffers of an engine, in address order.
+#[derive(Debug, Default)]
+pub struct RegionTable {
+    regions: RwLock<Vec<Arc<LocalRegion>>>,
+}
+
+impl RegionTable {
+    /// Adds a region.
+    ///
+    /// # Errors
+    /// [`TransferError::ZeroLength`], [`TransferError::RangeOverflow`], [`TransferError::Overlap`].
+    pub fn register(
+        &self,
+        addr: u64,
+        len: u64,
+        location: Location,
+        backing: Option<Arc<dyn Backing>>,
+    ) -> Result<Arc<LocalRegion>, TransferError> {
+        if len == 0 {
+            return Err(TransferError::ZeroLength { addr });
+        }
+        let range = ByteRange::new(addr, len).ok_or(TransferError::RangeOverflow { addr, len })?;
+        let region = Arc::new(LocalRegion {
+            range,
+            location,
+            backing,
+            pins: AtomicU64::new(0),
+            drained: Mutex::new(()),
+            wake: Condvar::new(),
+        });
+        let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
+        let index = regions.partition_point(|r| r.range.addr() < addr);
+        let neighbours = index.checked_sub(1).into_iter().chain(std::iter::once(index));
+        for other in neighbours.filter_map(|i| regions.get(i)) {
+            if other.range.overlaps(range) {
+                return Err(TransferError::Overlap { range, existing: other.range });
+            }
+        }
+        regions.insert(index, Arc::clone(&region));
+        Ok(region)
+    }
+
+    /// The region that holds `range` wholly.
+    pub fn find(&self, range: ByteRange) -> Option<Arc<LocalRegion>> {
+        let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
+        let index = regions.partition_point(|r| r.range.addr() <= range.addr()).checked_sub(1)?;
+        regions.get(index).filter(|r| r.range.contains(range)).cloned()
+    }
+
+    /// The region that starts at `addr`.
+    pub fn at(&self, addr: u64) -> Option<Arc<LocalRegion>> {
+        let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
+        let index = regions.binary_search_by_key(&addr, |r| r.range.addr()).ok()?;
+        regions.get(index).cloned()
+    }
+
+    /// All regions, in address order.
+    pub fn snapshot(&self) -> Vec<Arc<LocalRegion>> {
+        self.regions.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes the region that starts at `addr` out of use: no new pin, then waits for the pins there are.
+    ///
+    /// After `drain`, `evict` is called once with the region to end whatever still holds it (close connections, cancel
+    /// batches), and the wait goes on for `drain` again. Blocks the calling thread.
+    ///
+    /// # Errors
+    /// [`TransferError::NotRegistered`]; [`TransferError::StillInUse`] when even that did not help: the region is then
+    /// still registered and its memory must stay mapped.
+    pub fn unregister(
+        &self,
+        addr: u64,
+        drain: Duration,
+        evict: impl FnOnce(&Arc<LocalRegion>) -> Result<(), String>,
+    ) -> Result<Arc<LocalRegion>, TransferError> {
+        let region = self.at(addr).ok_or(TransferError::NotRegistered { addr })?;
+        let started = Instant::now();
+        region.revoke();
+        let mut holder = String::new();
+        let drained = region.wait_unpinned(started + drain) || {
+            if let Err(text) = evict(&region) {
+                holder = text;
+            }
+            holder.is_empty() && region.wait_unpinned(Instant::now() + drain)
+        };
+        if !drained {
+            region.restore();
+            let waited_ms = started.elapsed().as_millis() as u64;
+            return Err(TransferError::StillInUse { range: region.range, holder, waited_ms });
+        }
+        let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
+        regions.retain(|r| !Arc::ptr_eq(r, &region));
+        Ok(region)
+    }
+}

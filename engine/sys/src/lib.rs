@@ -1,0 +1,1 @@
+//! Foreign declarations: libraries opened at run time, and system calls that have no safe wrapper elsewhere.
