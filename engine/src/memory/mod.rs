@@ -190,8 +190,9 @@ impl RegionTable {
 
     /// Takes the region that starts at `addr` out of use: no new pin, then waits for the pins there are.
     ///
-    /// After `drain`, `evict` is called once with the region to end whatever still holds it (close connections, cancel
-    /// batches), and the wait goes on for `drain` again. Blocks the calling thread.
+    /// Waits for at most `drain`, then calls `evict` once with the region, pinned or not: it ends whatever still holds it
+    /// (cancels batches, closes connections) and what peers reach without a pin (mappings). If pins were left the wait
+    /// goes on for `drain` again. Blocks the calling thread.
     ///
     /// # Errors
     /// [`TransferError::NotRegistered`]; [`TransferError::StillInUse`] when even that did not help: the region is then
@@ -205,16 +206,13 @@ impl RegionTable {
         let region = self.at(addr).ok_or(TransferError::NotRegistered { addr })?;
         let started = Instant::now();
         region.revoke();
-        let mut holder = String::new();
-        let drained = region.wait_unpinned(started + drain) || {
-            if let Err(text) = evict(&region) {
-                holder = text;
-            }
-            holder.is_empty() && region.wait_unpinned(Instant::now() + drain)
-        };
+        region.wait_unpinned(started + drain);
+        let evicted = evict(&region);
+        let drained = evicted.is_ok() && region.wait_unpinned(Instant::now() + drain);
         if !drained {
             region.restore();
             let waited_ms = started.elapsed().as_millis() as u64;
+            let holder = evicted.err().unwrap_or_else(|| "an operation in flight".to_owned());
             return Err(TransferError::StillInUse { range: region.range, holder, waited_ms });
         }
         let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);

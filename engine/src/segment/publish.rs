@@ -1,0 +1,190 @@
+//! Writes the own descriptor to the store, coalesced: however many changes wait, one write carries them all.
+//!
+//! Invariants:
+//! * at most one write is in flight;
+//! * a change counts as published only by a write that began after it;
+//! * what is written comes from this process alone, so a predecessor's buffers are never inherited.
+
+use std::{
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tidewire_core::{TransferError, mooncake::rpc_meta::RpcMeta};
+
+use super::{discovery::Discovery, own::OwnSegment};
+use crate::{
+    memory::lock,
+    metadata::{Lifetime, StoreError},
+    observe::Counters,
+    runtime::ctl::Ctl,
+};
+
+/// Writer of the own descriptor.
+#[derive(Debug)]
+pub struct Publisher {
+    own: Arc<OwnSegment>,
+    discovery: Arc<Discovery>,
+    ctl: Arc<Ctl>,
+    counters: Arc<Counters>,
+    /// Whether values end with a newline, as Mooncake's do in etcd.
+    newline: bool,
+    progress: Mutex<Progress>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    wanted: u64,
+    /// Every change up to here was written, or failed.
+    done: u64,
+    /// The last failure, and up to which change it reaches.
+    failed: Option<(u64, TransferError)>,
+    running: bool,
+}
+
+impl Publisher {
+    /// A writer; nothing is written yet.
+    pub fn new(
+        own: Arc<OwnSegment>,
+        discovery: Arc<Discovery>,
+        ctl: Arc<Ctl>,
+        counters: Arc<Counters>,
+        newline: bool,
+    ) -> Arc<Self> {
+        let (progress, changed) = (Mutex::default(), Condvar::new());
+        Arc::new(Publisher { own, discovery, ctl, counters, newline, progress, changed })
+    }
+
+    /// Publishes the present state of the region table. With `p2p` that is no more than marking the text as old.
+    ///
+    /// With `wait` the call returns after the store has it, or gave an error.
+    ///
+    /// # Errors
+    /// [`TransferError::Metadata`].
+    pub fn publish(self: &Arc<Self>, wait: bool) -> Result<(), TransferError> {
+        self.own.touch();
+        if self.discovery.p2p {
+            return Ok(());
+        }
+        let mut progress = lock(&self.progress);
+        progress.wanted += 1;
+        let mine = progress.wanted;
+        if !progress.running {
+            progress.running = true;
+            let publisher = Arc::clone(self);
+            self.ctl.spawn(async move { publisher.write_until_done().await });
+        }
+        if !wait {
+            return Ok(());
+        }
+        // Two writes may be needed: the one in flight and the one with this change.
+        let deadline = Instant::now() + 2 * self.discovery.timeout + Duration::from_secs(1);
+        while progress.done < mine {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                return Err(self.late());
+            };
+            progress = self.changed.wait_timeout(progress, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        match &progress.failed {
+            Some((reaches, error)) if *reaches >= mine => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    async fn write_until_done(self: Arc<Self>) {
+        loop {
+            let target = {
+                let mut progress = lock(&self.progress);
+                if progress.done >= progress.wanted {
+                    progress.running = false;
+                    return;
+                }
+                progress.wanted
+            };
+            let result = self.write().await;
+            let mut progress = lock(&self.progress);
+            progress.done = target;
+            match result {
+                Ok(()) => progress.failed = None,
+                Err(error) => progress.failed = Some((target, error)),
+            }
+            self.changed.notify_all();
+        }
+    }
+
+    async fn write(&self) -> Result<(), TransferError> {
+        let Some(json) = self.own.json() else {
+            return Err(TransferError::Internal { reason: "published before the endpoints were known" });
+        };
+        let key = self.discovery.keys.ram(&self.own.identity().segment);
+        self.put(&key, &json).await?;
+        Counters::add(&self.counters.publications, 1);
+        Ok(())
+    }
+
+    /// Writes the control address of the own name. A predecessor that left its entry behind is replaced; one that still
+    /// answers only with `take_over`.
+    ///
+    /// # Errors
+    /// [`TransferError::Setting`] naming the live owner; [`TransferError::Metadata`].
+    pub async fn announce(&self, take_over: bool) -> Result<(), TransferError> {
+        if self.discovery.p2p {
+            return Ok(());
+        }
+        let name = &self.own.identity().segment;
+        let key = self.discovery.keys.rpc_meta(name);
+        if let Some(owner) = self.discovery.control_address(name).await? {
+            if owner != self.own.control && !take_over && self.discovery.client.probe(&owner).await.is_ok() {
+                return Err(TransferError::Setting {
+                    name: "local name".to_owned(),
+                    reason: format!("{name} belongs to the engine that answers at {owner} (TIDEWIRE_TAKE_OVER replaces it)"),
+                });
+            }
+            tracing::warn!(segment = %name, peer = %owner, "entry of a former owner is replaced");
+            // Mooncake's own server refuses to overwrite this key, so it is removed first.
+            self.discovery.store.remove(&key).await.map_err(|error| self.discovery.failed(&error))?;
+        }
+        let meta = RpcMeta { ip_or_host_name: self.own.control.host.clone(), rpc_port: self.own.control.port };
+        self.put(&key, &meta.encode()).await?;
+        self.write().await
+    }
+
+    /// Removes both keys, control address first.
+    ///
+    /// # Errors
+    /// [`TransferError::Metadata`].
+    pub async fn withdraw(&self) -> Result<(), TransferError> {
+        if self.discovery.p2p {
+            return Ok(());
+        }
+        let name = &self.own.identity().segment;
+        for key in [self.discovery.keys.rpc_meta(name), self.discovery.keys.ram(name)] {
+            self.discovery.store.remove(&key).await.map_err(|error| self.discovery.failed(&error))?;
+        }
+        Ok(())
+    }
+
+    async fn put(&self, key: &str, json: &[u8]) -> Result<(), TransferError> {
+        let mut value = json.to_vec();
+        if self.newline {
+            value.push(b'\n');
+        }
+        let put = self.discovery.store.put(key, &value, Lifetime::Session);
+        let result = tokio::time::timeout(self.discovery.timeout, put).await;
+        let result = result.unwrap_or_else(|_| {
+            Err(StoreError::Unreachable {
+                store: self.discovery.store.describe(),
+                reason: format!("no answer within {} ms", self.discovery.timeout.as_millis()),
+            })
+        });
+        result.map(drop).map_err(|error| self.discovery.failed(&error))
+    }
+
+    fn late(&self) -> TransferError {
+        TransferError::Metadata {
+            store: self.discovery.store.describe(),
+            reason: "the descriptor was not written in time".to_owned(),
+        }
+    }
+}
