@@ -8,10 +8,12 @@
 //! * a revoked region gives out no pin;
 //! * after [`RegionTable::unregister`] returned `Ok`, no pin exists and none can be made.
 
+pub mod alloc;
+
 use std::{
     fmt,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -45,6 +47,27 @@ pub trait Backing: Send + Sync + fmt::Debug {
     fn file(&self) -> std::os::fd::BorrowedFd<'_>;
     /// Where in the file the region starts, in bytes.
     fn file_offset(&self) -> u64;
+    /// The addresses that [`Self::fence`] replaces at once; `None` if this memory cannot be fenced.
+    fn extent(&self) -> Option<ByteRange> {
+        None
+    }
+    /// Puts a fresh file with the same bytes under the same addresses: who mapped the old file no longer reaches this
+    /// memory. Nobody in this process may write to it meanwhile.
+    ///
+    /// # Errors
+    /// [`TransferError::Unavailable`] where it cannot be done, [`TransferError::Os`] where a call failed; the memory is
+    /// as it was then.
+    fn fence(&self) -> Result<(), TransferError> {
+        Err(TransferError::Unavailable { what: "fence".to_owned(), reason: "memory of the caller".to_owned() })
+    }
+}
+
+/// Accesses to regions that hold no pin in this process: those of same-host peers.
+pub trait ForeignAccess: Send + Sync + fmt::Debug {
+    /// Lets no access to `region` begin any more. Does not block.
+    fn revoke(&self, region: &Arc<LocalRegion>);
+    /// Waits until no access to the revoked `region` is open, at most until `deadline`; whether that is so.
+    fn wait_idle(&self, region: &Arc<LocalRegion>, deadline: Instant) -> bool;
 }
 
 impl fmt::Debug for LocalRegion {
@@ -131,6 +154,7 @@ impl Drop for RegionPin {
 #[derive(Debug, Default)]
 pub struct RegionTable {
     regions: RwLock<Vec<Arc<LocalRegion>>>,
+    foreign: RwLock<Vec<Weak<dyn ForeignAccess>>>,
 }
 
 impl RegionTable {
@@ -183,6 +207,13 @@ impl RegionTable {
         regions.get(index).cloned()
     }
 
+    /// Makes [`Self::unregister`] also end the accesses that `access` knows of.
+    pub fn add_foreign_access(&self, access: Weak<dyn ForeignAccess>) {
+        let mut listed = self.foreign.write().unwrap_or_else(PoisonError::into_inner);
+        listed.retain(|f| f.strong_count() != 0);
+        listed.push(access);
+    }
+
     /// All regions, in address order.
     pub fn snapshot(&self) -> Vec<Arc<LocalRegion>> {
         self.regions.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -190,9 +221,8 @@ impl RegionTable {
 
     /// Takes the region that starts at `addr` out of use: no new pin, then waits for the pins there are.
     ///
-    /// Waits for at most `drain`, then calls `evict` once with the region, pinned or not: it ends whatever still holds it
-    /// (cancels batches, closes connections) and what peers reach without a pin (mappings). If pins were left the wait
-    /// goes on for `drain` again. Blocks the calling thread.
+    /// After `drain`, `evict` is called once with the region to end whatever still holds it (close connections, cancel
+    /// batches), and the wait goes on for `drain` again. Blocks the calling thread.
     ///
     /// # Errors
     /// [`TransferError::NotRegistered`]; [`TransferError::StillInUse`] when even that did not help: the region is then
@@ -206,13 +236,24 @@ impl RegionTable {
         let region = self.at(addr).ok_or(TransferError::NotRegistered { addr })?;
         let started = Instant::now();
         region.revoke();
-        region.wait_unpinned(started + drain);
-        let evicted = evict(&region);
-        let drained = evicted.is_ok() && region.wait_unpinned(Instant::now() + drain);
+        let foreign: Vec<_> = {
+            let listed = self.foreign.read().unwrap_or_else(PoisonError::into_inner);
+            listed.iter().filter_map(Weak::upgrade).collect()
+        };
+        foreign.iter().for_each(|f| f.revoke(&region));
+        let idle = |deadline| {
+            region.wait_unpinned(deadline) && foreign.iter().all(|f| f.wait_idle(&region, deadline))
+        };
+        let mut holder = String::new();
+        let drained = idle(started + drain) || {
+            if let Err(text) = evict(&region) {
+                holder = text;
+            }
+            holder.is_empty() && idle(Instant::now() + drain)
+        };
         if !drained {
             region.restore();
             let waited_ms = started.elapsed().as_millis() as u64;
-            let holder = evicted.err().unwrap_or_else(|| "an operation in flight".to_owned());
             return Err(TransferError::StillInUse { range: region.range, holder, waited_ms });
         }
         let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
