@@ -127,7 +127,8 @@ impl CliError {
             CliError::Transfer { source, .. } => class_hint(source).to_owned(),
             CliError::Store { source, .. } => store_hint(source).to_owned(),
             CliError::Corrupt { .. } | CliError::Differs { .. } => {
-                "this is a defect of the engine or of the machine; run again with -vv and report both outputs".to_owned()
+                "this is a defect of the engine or of the machine; run again with -vv and report both outputs"
+                    .to_owned()
             }
             CliError::Io { .. } | CliError::Target { .. } | CliError::Interrupted => String::new(),
         }
@@ -138,7 +139,9 @@ fn class_hint(error: &TransferError) -> &'static str {
     match error {
         TransferError::NoTransport { .. } => "let both sides offer one transport in common: --transport auto on each",
         TransferError::Setting { .. } => "`tidewire config` lists every setting with its range",
-        TransferError::HandshakeRefused { .. } => "open the segment again: the peer was restarted or is another version",
+        TransferError::HandshakeRefused { .. } => {
+            "open the segment again: the peer was restarted or is another version"
+        }
         _ => match error.class() {
             ErrorClass::Metadata => "check the name, and that the metadata server answers: `tidewire segments`",
             ErrorClass::PeerDown => "check that the peer still runs and that its ports are reachable from here",
@@ -153,7 +156,9 @@ fn class_hint(error: &TransferError) -> &'static str {
 fn store_hint(error: &StoreError) -> &'static str {
     match error {
         StoreError::Uri { .. } => "use P2PHANDSHAKE, http://HOST:PORT/metadata or etcd://HOST:PORT",
-        StoreError::Unreachable { .. } => "start one with `tidewire metadata-server`, or use P2PHANDSHAKE, which needs none",
+        StoreError::Unreachable { .. } => {
+            "start one with `tidewire metadata-server`, or use P2PHANDSHAKE, which needs none"
+        }
         _ => "",
     }
 }

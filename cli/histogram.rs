@@ -37,13 +37,8 @@ impl Histogram {
     }
 
     /// Number of durations.
-    pub fn len(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         self.total
-    }
-
-    /// Whether nothing was recorded.
-    pub fn is_empty(&self) -> bool {
-        self.total == 0
     }
 
     /// The duration that `quantile` (0 to 1) of all do not exceed, in microseconds, to bucket width; `None` when empty.
@@ -96,7 +91,7 @@ mod tests {
         let mut other = Histogram::default();
         other.record(Duration::from_nanos(63));
         other.merge(&histogram);
-        assert_eq!((other.len(), other.quantile_us(0.5)), (3, Some(0.063)));
+        assert_eq!((other.count(), other.quantile_us(0.5)), (3, Some(0.063)));
     }
 
     #[test]

@@ -8,19 +8,19 @@
 #![forbid(unsafe_code)]
 
 mod app;
-pub mod bench;
-pub mod child;
-pub mod config;
-pub mod cpu;
-pub mod demo;
-pub mod error;
-pub mod histogram;
+mod bench;
+mod child;
+mod config;
+mod cpu;
+mod demo;
+mod error;
+mod histogram;
 mod logging;
-pub mod metadata_server;
-pub mod pattern;
-pub mod segments;
-pub mod stop;
-pub mod table;
-pub mod units;
+mod metadata_server;
+mod pattern;
+mod segments;
+mod stop;
+mod table;
+mod units;
 
 pub use app::{run_bench, run_tool};

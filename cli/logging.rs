@@ -9,14 +9,8 @@ pub const LOG_SETTING: &str = "TIDEWIRE_LOG";
 
 /// Starts logging at `warn`, or more for each `-v`: `info`, `debug`, `trace`.
 pub fn start(verbosity: u8) {
-    let default = match verbosity {
-        0 => "warn",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
-    };
     // What started this process may have asked for more; it tells through the same variable.
-    let filter = EnvFilter::try_from_env(LOG_SETTING).unwrap_or_else(|_| EnvFilter::new(default));
+    let filter = EnvFilter::try_from_env(LOG_SETTING).unwrap_or_else(|_| EnvFilter::new(level(verbosity)));
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -26,13 +20,17 @@ pub fn start(verbosity: u8) {
     let _ = logs.try_init();
 }
 
-/// The variables that make a second process log as this one does.
-pub fn inherited(verbosity: u8) -> Option<(&'static str, &'static str)> {
-    let level = match verbosity {
-        0 => return None,
+/// What a second process is to be told so that it logs as this one does; `None` if it inherits that anyway.
+pub fn for_child(verbosity: u8) -> Option<(&'static str, &'static str)> {
+    let level = level(verbosity);
+    (verbosity > 0 && std::env::var_os(LOG_SETTING).is_none()).then_some((LOG_SETTING, level))
+}
+
+fn level(verbosity: u8) -> &'static str {
+    match verbosity {
+        0 => "warn",
         1 => "info",
         2 => "debug",
         _ => "trace",
-    };
-    std::env::var_os(LOG_SETTING).is_none().then_some((LOG_SETTING, level))
+    }
 }

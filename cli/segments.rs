@@ -78,7 +78,8 @@ async fn list(flags: &SegmentsFlags) -> Result<Vec<Listed>, CliError> {
     let text = flags.metadata.as_deref().unwrap_or(&config.metadata);
     let uri = uri::parse(text).map_err(CliError::store("reading --metadata"))?;
     let keys = KeySpace::new(&config.cluster_id);
-    let client = ControlClient { timeouts: ClientTimeouts { connect: PROBE, reply: PROBE }, ..ControlClient::default() };
+    let client =
+        ControlClient { timeouts: ClientTimeouts { connect: PROBE, reply: PROBE }, ..ControlClient::default() };
     let p2p = matches!(uri, StoreUri::P2p);
     let store: Arc<dyn MetadataStore> = if p2p {
         if flags.names.is_empty() {

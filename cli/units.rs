@@ -79,7 +79,8 @@ mod tests {
 
     #[test]
     fn sizes_are_read_and_written() {
-        let expected = [("4096", 4096), ("64k", 65536), ("64KiB", 65536), ("1M", 1 << 20), ("2GiB", 2 << 30), ("8b", 8)];
+        let expected =
+            [("4096", 4096), ("64k", 65536), ("64KiB", 65536), ("1M", 1 << 20), ("2GiB", 2 << 30), ("8b", 8)];
         for (text, bytes) in expected {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }

@@ -78,7 +78,9 @@ impl Checker<'_> {
     fn check_here(&self, when: &str) -> Result<(), CliError> {
         match self.rig.check(self.span, self.pattern)? {
             None => Ok(()),
-            Some((place, mismatch)) => Err(CliError::Corrupt { place: format!("the initiator's {place}, {when}"), mismatch }),
+            Some((place, mismatch)) => {
+                Err(CliError::Corrupt { place: format!("the initiator's {place}, {when}"), mismatch })
+            }
         }
     }
 

@@ -22,6 +22,7 @@ pub const P2P: &str = "P2PHANDSHAKE";
 
 /// Measures transfers between two processes.
 #[derive(Args, Clone, Debug)]
+#[command(rename_all = "snake_case")]
 pub struct BenchFlags {
     /// `initiator` moves data from or to a `target`, which only holds memory.
     #[arg(long, value_enum, default_value_t = Mode::Initiator)]
@@ -185,7 +186,10 @@ impl BenchFlags {
     /// [`CliError::Usage`].
     pub fn checked_protocol(&self) -> Result<Protocol, CliError> {
         if self.backend != "classic" {
-            return Err(CliError::usage(format!("backend {:?} is not available", self.backend), "use --backend=classic"));
+            return Err(CliError::usage(
+                format!("backend {:?} is not available", self.backend),
+                "use --backend=classic",
+            ));
         }
         if self.use_vram == Some(true) || self.gpu_id.is_some() {
             tracing::warn!("GPU memory is not supported, host memory is used");
@@ -249,9 +253,9 @@ impl BenchFlags {
             return Err(CliError::usage("a block has to have at least one byte", "use --block_size=4096 or more"));
         }
         let needed = block.checked_mul(u64::from(batch)).and_then(|bytes| bytes.checked_mul(u64::from(self.threads)));
-        let needed = needed.filter(|bytes| *bytes < 1 << 46).ok_or_else(|| {
-            CliError::usage("block_size x batch_size x threads is too large", "lower one of them")
-        })?;
+        let needed = needed
+            .filter(|bytes| *bytes < 1 << 46)
+            .ok_or_else(|| CliError::usage("block_size x batch_size x threads is too large", "lower one of them"))?;
         Ok(needed.max(self.buffer_size))
     }
 

@@ -5,7 +5,7 @@
 
 use clap::{ArgAction, Command};
 
-/// Flags of glog that change only its log output: name, and whether a value follows.
+/// Flags of glog that change only its log output.
 const IGNORED: [&str; 9] = [
     "logtostderr",
     "alsologtostderr",
@@ -81,7 +81,76 @@ fn kind_of(command: &Command, name: &str) -> Option<bool> {
 
 fn requires_value(command: &Command, name: &str) -> bool {
     let argument = command.get_arguments().find(|a| a.get_long() == Some(name));
-    argument.is_some_and(|a| {
-        a.get_action().takes_values() && a.get_num_args().is_none_or(|range| range.min_values() > 0)
-    })
+    argument
+        .is_some_and(|a| a.get_action().takes_values() && a.get_num_args().is_none_or(|range| range.min_values() > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args, FromArgMatches};
+
+    use super::*;
+    use crate::bench::flags::{BenchFlags, Operation};
+
+    fn read(arguments: &[&str]) -> (Result<BenchFlags, String>, Vec<String>) {
+        let mut command = BenchFlags::augment_args(Command::new("bench").no_binary_name(true));
+        command.build();
+        let words: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
+        let (kept, dropped) = normalise(&command, &words);
+        let matches = command.try_get_matches_from(kept).and_then(|matches| BenchFlags::from_arg_matches(&matches));
+        (matches.map_err(|error| error.to_string()), dropped)
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_original() {
+        let Ok(flags) = read(&[]).0 else { return assert!(false) };
+        assert_eq!((flags.block_size, flags.batch_size, flags.threads), (65536, 128, 12));
+        assert_eq!((flags.duration, flags.buffer_size, flags.operation), (10.0, 1 << 30, Operation::Read));
+        assert_eq!((flags.metadata(), flags.target_name()), ("192.168.3.77:2379", "192.168.3.76"));
+        assert!(flags.protocol == "rdma" && !flags.auto_discovery && flags.report_precision == 2);
+    }
+
+    #[test]
+    fn one_dash_two_dashes_equals_and_blank_are_the_same() {
+        for spelling in [
+            &["-block_size=4096", "-threads", "3", "-auto_discovery"][..],
+            &["--block_size", "4096", "--threads=3", "--auto_discovery=true"],
+            &["--block-size=4096", "-threads=3", "--auto-discovery=1"],
+        ] {
+            let (flags, dropped) = read(spelling);
+            let flags = flags.map(|flags| (flags.block_size, flags.threads, flags.auto_discovery));
+            assert_eq!((flags, dropped.len()), (Ok((4096, 3, true)), 0), "{spelling:?}");
+        }
+    }
+
+    #[test]
+    fn no_turns_a_boolean_off_and_nothing_else() {
+        let (flags, _) = read(&["--auto_discovery", "--noauto_discovery", "-nouse_vram"]);
+        assert_eq!(flags.map(|flags| (flags.auto_discovery, flags.use_vram)), Ok((false, Some(false))));
+        assert!(read(&["--nothreads"]).0.is_err() && read(&["--nosuchflag"]).0.is_err());
+    }
+
+    #[test]
+    fn log_flags_are_dropped_and_named() {
+        let (flags, dropped) = read(&["-logtostderr", "--v=1", "--nolog_prefix", "--minloglevel=2", "--threads=2"]);
+        assert_eq!(flags.map(|flags| flags.threads), Ok(2));
+        assert_eq!(dropped, ["-logtostderr", "--v=1", "--nolog_prefix", "--minloglevel=2"]);
+    }
+
+    #[test]
+    fn own_flags_may_stand_without_a_value() {
+        let (flags, _) = read(&["--pair", "--check", "--json", "--sweep=4k,64k", "--batch-sweep", "1,16"]);
+        let flags = flags.map(|f| (f.pair, f.check, f.json.is_some(), f.block_sizes(), f.batch_sizes()));
+        assert_eq!(flags, Ok((true, true, true, vec![4096, 65536], vec![1, 16])));
+    }
+
+    #[test]
+    fn a_buffer_holds_the_largest_point() {
+        let flags = read(&["--sweep=1M,64k", "--batch_sweep=1,512", "--threads=4"]).0;
+        assert_eq!(flags.ok().and_then(|flags| flags.buffer_bytes().ok()), Some(2 << 30));
+        let flags = read(&["--block_size=0"]).0;
+        assert!(flags.is_ok_and(|flags| flags.buffer_bytes().is_err()));
+        let flags = read(&["--block_size=9999G", "--threads=1024"]).0;
+        assert!(flags.is_ok_and(|flags| flags.buffer_bytes().is_err()));
+    }
 }

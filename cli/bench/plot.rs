@@ -8,12 +8,109 @@ use crate::units::binary_size;
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 500.0;
 const LEFT: f64 = 70.0;
-const RIGHT: f64 = 30.0;
-const TOP: f64 = 60.0;
-const BOTTOM: f64 = 110.0;
+/// Right edge of the plotting area.
+const EDGE: f64 = WIDTH - 30.0;
+const TOP: f64 = 70.0;
+/// Lower edge of the plotting area; labels and legend are below.
+const BASE: f64 = HEIGHT - 120.0;
+/// Most labels on the axis of sizes.
+const MAX_SIZE_LABELS: usize = 12;
 /// Colours that stay apart for colour-blind readers.
-const COLOURS: [&str; 8] =
-    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a6d00", "#000000"];
+const COLOURS: [&str; 8] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a6d00", "#000000"];
+
+/// Draws `points`; a chart with axes only when there are none.
+pub fn draw(title: &str, points: &[Point]) -> String {
+    let series = group(points);
+    let axes = Axes::around(&series);
+    let mut svg = Svg::default();
+    svg.tag(format_args!(
+        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" font-size="14">"#
+    ));
+    svg.tag(format_args!(r##"<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>"##));
+    svg.tag(format_args!(r##"<text x="{LEFT}" y="30" font-size="18" fill="#111111">{}</text>"##, escape(title)));
+    axes.draw(&mut svg);
+    for (one, colour) in series.iter().zip(COLOURS.iter().cycle()) {
+        one.draw(&axes, colour, &mut svg);
+    }
+    draw_legend(&series, &mut svg);
+    svg.tag(format_args!("</svg>"));
+    svg.text
+}
+
+/// Tags, one a line.
+#[derive(Default)]
+struct Svg {
+    text: String,
+}
+
+impl Svg {
+    fn tag(&mut self, tag: std::fmt::Arguments<'_>) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.text, "{tag}");
+    }
+
+    fn line(&mut self, from: (f64, f64), to: (f64, f64), stroke: &str, width: f64) {
+        let ((x1, y1), (x2, y2)) = (from, to);
+        self.tag(format_args!(
+            r#"<line x1="{x1:.1}" y1="{y1:.1}" x2="{x2:.1}" y2="{y2:.1}" stroke="{stroke}" stroke-width="{width}"/>"#
+        ));
+    }
+
+    fn label(&mut self, at: (f64, f64), anchor: &str, text: &str) {
+        let ((x, y), text) = (at, escape(text));
+        self.tag(format_args!(r##"<text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}" fill="#222222">{text}</text>"##));
+    }
+}
+
+/// Scales, and what is written along them.
+struct Axes {
+    sizes: Vec<u64>,
+    log_low: f64,
+    log_high: f64,
+    step: f64,
+    ticks: u32,
+}
+
+impl Axes {
+    fn around(series: &[Series]) -> Self {
+        let mut sizes: Vec<u64> = series.iter().flat_map(|one| one.points.iter().map(|point| point.0)).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        let log = |size: Option<&u64>, otherwise: f64| size.map_or(otherwise, |size| (*size as f64).log2());
+        let peak = series.iter().flat_map(|one| one.points.iter().map(|point| point.1)).fold(0.0, f64::max);
+        let step = tick_step(peak);
+        let ticks = (peak / step).ceil().max(1.0) as u32;
+        let (log_low, log_high) = (log(sizes.first(), 0.0) - 0.3, log(sizes.last(), 1.0) + 0.3);
+        Axes { sizes, log_low, log_high, step, ticks }
+    }
+
+    fn x(&self, size: u64) -> f64 {
+        LEFT + (EDGE - LEFT) * ((size as f64).log2() - self.log_low) / (self.log_high - self.log_low)
+    }
+
+    fn y(&self, value: f64) -> f64 {
+        BASE - (BASE - TOP) * value / (self.step * f64::from(self.ticks))
+    }
+
+    fn draw(&self, svg: &mut Svg) {
+        for tick in 0..=self.ticks {
+            let value = f64::from(tick) * self.step;
+            let at = self.y(value);
+            svg.line((LEFT, at), (EDGE, at), "#dddddd", 1.0);
+            svg.label((LEFT - 8.0, at + 5.0), "end", &format!("{value:.*}", decimals(self.step)));
+        }
+        let every = self.sizes.len().div_ceil(MAX_SIZE_LABELS).max(1);
+        for size in self.sizes.iter().step_by(every) {
+            let at = self.x(*size);
+            svg.line((at, BASE), (at, BASE + 6.0), "#333333", 1.0);
+            svg.label((at, BASE + 22.0), "middle", &binary_size(*size));
+        }
+        svg.line((LEFT, BASE), (EDGE, BASE), "#333333", 1.0);
+        svg.line((LEFT, TOP), (LEFT, BASE), "#333333", 1.0);
+        svg.label(((LEFT + EDGE) / 2.0, BASE + 46.0), "middle", "block size");
+        svg.label((LEFT - 8.0, TOP - 16.0), "end", "GB/s");
+    }
+}
 
 /// A line of the chart.
 struct Series {
@@ -21,93 +118,25 @@ struct Series {
     points: Vec<(u64, f64)>,
 }
 
-/// Draws `points`; a chart with axes only when there are none.
-pub fn draw(title: &str, points: &[Point]) -> String {
-    let series = group(points);
-    let sizes: Vec<u64> = series.iter().flat_map(|s| s.points.iter().map(|p| p.0)).collect();
-    let (low, high) = (sizes.iter().min().copied().unwrap_or(1), sizes.iter().max().copied().unwrap_or(2));
-    let peak = series.iter().flat_map(|s| s.points.iter().map(|p| p.1)).fold(0.0, f64::max);
-    let step = tick_step(peak);
-    let top_value = step * (peak / step).ceil().max(1.0);
-    let (plot_width, plot_height) = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM);
-    let (x_low, x_high) = ((low as f64).log2() - 0.25, (high as f64).log2() + 0.25);
-    let x = |size: u64| LEFT + plot_width * ((size as f64).log2() - x_low) / (x_high - x_low);
-    let y = |value: f64| TOP + plot_height * (1.0 - value / top_value);
-
-    let mut svg = String::new();
-    let mut put = |text: std::fmt::Arguments<'_>| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(svg, "{text}");
-    };
-    put(format_args!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="14">"#
-    ));
-    put(format_args!(r##"<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>"##));
-    put(format_args!(r##"<text x="{LEFT}" y="32" font-size="18" fill="#111111">{}</text>"##, escape(title)));
-    let base = HEIGHT - BOTTOM;
-    let edge = WIDTH - RIGHT;
-    for tick in 0..=(top_value / step).round() as u32 {
-        let value = f64::from(tick) * step;
-        let at = y(value);
-        put(format_args!(r##"<line x1="{LEFT}" y1="{at:.1}" x2="{edge}" y2="{at:.1}" stroke="#dddddd"/>"##));
-        let (to, line) = (LEFT - 8.0, at + 5.0);
-        let label = format!("{:.*}", decimals(step), value);
-        put(format_args!(r##"<text x="{to}" y="{line:.1}" text-anchor="end" fill="#333333">{label}</text>"##));
-    }
-    let mut ticks = sizes;
-    ticks.sort_unstable();
-    ticks.dedup();
-    let every = ticks.len().div_ceil(10);
-    for size in ticks.iter().step_by(every.max(1)) {
-        let at = x(*size);
-        let (below, line) = (base + 6.0, base + 24.0);
-        put(format_args!(r##"<line x1="{at:.1}" y1="{base}" x2="{at:.1}" y2="{below}" stroke="#333333"/>"##));
-        let label = binary_size(*size);
-        put(format_args!(r##"<text x="{at:.1}" y="{line}" text-anchor="middle" fill="#333333">{label}</text>"##));
-    }
-    put(format_args!(r##"<line x1="{LEFT}" y1="{base}" x2="{edge}" y2="{base}" stroke="#333333"/>"##));
-    put(format_args!(r##"<line x1="{LEFT}" y1="{TOP}" x2="{LEFT}" y2="{base}" stroke="#333333"/>"##));
-    let middle = (LEFT + edge) / 2.0;
-    let line = base + 46.0;
-    put(format_args!(r##"<text x="{middle}" y="{line}" text-anchor="middle" fill="#333333">block size</text>"##));
-    let line = TOP - 12.0;
-    put(format_args!(r##"<text x="{LEFT}" y="{line}" text-anchor="end" fill="#333333">GB/s</text>"##));
-    let mut legend_x = LEFT;
-    let mut legend_y = base + 74.0;
-    for (number, one) in series.iter().enumerate() {
-        let colour = COLOURS[number % COLOURS.len()];
-        let path: Vec<String> = one.points.iter().map(|p| format!("{:.1},{:.1}", x(p.0), y(p.1))).collect();
+impl Series {
+    fn draw(&self, axes: &Axes, colour: &str, svg: &mut Svg) {
+        let places: Vec<(f64, f64)> = self.points.iter().map(|(size, value)| (axes.x(*size), axes.y(*value))).collect();
+        let path: Vec<String> = places.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
         let path = path.join(" ");
-        put(format_args!(r#"<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>"#));
-        for (size, value) in &one.points {
-            let (cx, cy) = (x(*size), y(*value));
-            let hover = format!("{}: {value:.2} GB/s", binary_size(*size));
-            put(format_args!(
-                r#"<circle cx="{cx:.1}" cy="{cy:.1}" r="4" fill="{colour}"><title>{hover}</title></circle>"#
+        svg.tag(format_args!(r#"<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>"#));
+        for ((x, y), (size, value)) in places.iter().zip(&self.points) {
+            let hover = format!("{}: {value:.3} GB/s", binary_size(*size));
+            svg.tag(format_args!(
+                r#"<circle cx="{x:.1}" cy="{y:.1}" r="4" fill="{colour}"><title>{hover}</title></circle>"#
             ));
         }
-        let width = 46.0 + 7.6 * one.label.chars().count() as f64;
-        if legend_x + width > edge && legend_x > LEFT {
-            legend_x = LEFT;
-            legend_y += 20.0;
-        }
-        let (to, line, text_at) = (legend_x + 24.0, legend_y - 5.0, legend_x + 30.0);
-        put(format_args!(
-            r#"<line x1="{legend_x}" y1="{line}" x2="{to}" y2="{line}" stroke="{colour}" stroke-width="3"/>"#
-        ));
-        put(format_args!(
-            r##"<text x="{text_at}" y="{legend_y}" fill="#111111">{}</text>"##,
-            escape(&one.label)
-        ));
-        legend_x += width;
     }
-    put(format_args!("</svg>"));
-    svg
 }
 
+/// One line per operation and transport, and per batch size and thread count where there are several.
 fn group(points: &[Point]) -> Vec<Series> {
-    let many = |of: fn(&Point) -> u32| points.iter().any(|p| of(p) != points.first().map_or(0, of));
-    let (batches, threads) = (many(|p| p.batch_size), many(|p| p.threads));
+    let varies = |of: fn(&Point) -> u32| points.windows(2).any(|pair| of(&pair[0]) != of(&pair[1]));
+    let (batches, threads) = (varies(|point| point.batch_size), varies(|point| point.threads));
     let mut series: Vec<Series> = Vec::new();
     for point in points {
         let mut label = format!("{} over {}", point.operation, point.transport);
@@ -117,22 +146,35 @@ fn group(points: &[Point]) -> Vec<Series> {
         if threads {
             label += &format!(", {} threads", point.threads);
         }
-        let index = series.iter().position(|s| s.label == label).unwrap_or_else(|| {
-            series.push(Series { label, points: Vec::new() });
-            series.len() - 1
-        });
-        series[index].points.push((point.block_size.max(1), point.gb_per_s));
+        let place = (point.block_size.max(1), point.gb_per_s);
+        match series.iter_mut().find(|one| one.label == label) {
+            Some(one) => one.points.push(place),
+            None => series.push(Series { label, points: vec![place] }),
+        }
     }
-    series.iter_mut().for_each(|s| s.points.sort_by_key(|p| p.0));
+    series.iter_mut().for_each(|one| one.points.sort_by_key(|point| point.0));
     series
 }
 
-/// The step of 1, 2 or 5 times a power of ten that gives four to eight ticks up to `peak`.
+fn draw_legend(series: &[Series], svg: &mut Svg) {
+    let (mut x, mut y) = (LEFT, BASE + 74.0);
+    for (one, colour) in series.iter().zip(COLOURS.iter().cycle()) {
+        let width = 50.0 + 7.6 * one.label.chars().count() as f64;
+        if x > LEFT && x + width > EDGE {
+            (x, y) = (LEFT, y + 20.0);
+        }
+        svg.line((x, y - 5.0), (x + 24.0, y - 5.0), colour, 3.0);
+        svg.label((x + 30.0, y), "start", &one.label);
+        x += width;
+    }
+}
+
+/// The step of 1, 2 or 5 times a power of ten that gives two to eight ticks up to `peak`.
 fn tick_step(peak: f64) -> f64 {
     if peak.is_nan() || peak <= 0.0 {
         return 1.0;
     }
-    let power = 10f64.powf((peak / 4.0).log10().floor());
+    let power = 10f64.powf((peak / 8.0).log10().floor());
     let steps = [power, 2.0 * power, 5.0 * power, 10.0 * power];
     steps.into_iter().find(|step| peak / step <= 8.0).unwrap_or(10.0 * power)
 }
@@ -163,5 +205,21 @@ mod tests {
     fn an_empty_chart_is_still_a_chart() {
         let svg = draw("<none>", &[]);
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>") && svg.contains("&lt;none&gt;"));
+    }
+
+    #[test]
+    fn points_of_one_operation_and_transport_are_one_line() {
+        let point = |operation: &str, block_size, gb_per_s| Point {
+            operation: operation.to_owned(),
+            transport: "tcp".to_owned(),
+            block_size,
+            gb_per_s,
+            ..Point::default()
+        };
+        let points = [point("write", 65536, 3.0), point("read", 4096, 1.0), point("write", 4096, 0.5)];
+        let svg = draw("sizes", &points);
+        assert_eq!(svg.matches("<polyline").count(), 2);
+        assert_eq!(svg.matches("<circle").count(), 3);
+        assert!(svg.contains("write over tcp") && svg.contains("64 KiB") && !svg.contains("batch"));
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{error::CliError, units::ReportUnit};
 
 /// One measured point.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Point {
     /// `read` or `write`.
     pub operation: String,
@@ -112,25 +112,7 @@ mod tests {
 
     #[test]
     fn the_final_line_is_the_original_one() {
-        let point = Point {
-            operation: "read".to_owned(),
-            block_size: 65536,
-            batch_size: 128,
-            threads: 1,
-            duration_s: 2.001,
-            batches: 537,
-            bytes: 1_120_000_000,
-            gb_per_s: 0.56,
-            p50_us: None,
-            p99_us: None,
-            cpu_s: 0.0,
-            cpu_s_per_gb: None,
-            target_cpu_s: None,
-            transport: "tcp".to_owned(),
-            reason: String::new(),
-            checked: false,
-            interrupted: false,
-        };
+        let point = Point { duration_s: 2.001, batches: 537, bytes: 1_120_000_000, ..Point::default() };
         let line = point.final_line(ReportUnit::gigabytes(), 2);
         assert_eq!(line, "Test completed: duration 2.00, batch count 537, throughput 0.56 GB/s");
         let nothing = Point { duration_s: 0.0, bytes: 0, ..point };

@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use tidewire_core::{Location, Opcode, SegmentId, TransferRequest};
-use tidewire_engine::{BufferInfo, Buffer, Config, TransferEngine, TransportKind};
+use tidewire_engine::{Buffer, BufferInfo, Config, TransferEngine, TransportKind};
 
 use super::{flags::Protocol, span::Span};
 use crate::{

@@ -86,14 +86,9 @@ impl Layout {
         let pool_pages = pages + pages / 8 + 1;
         let bytes = pool_pages.checked_mul(block_bytes).and_then(|b| b.checked_mul(u64::from(layers * planes)));
         match (u32::try_from(pool_pages), bytes.filter(|bytes| *bytes < 1 << 46)) {
-            (Ok(pool_pages), Some(_)) => Ok(Layout {
-                layers,
-                planes,
-                pages: pages as u32,
-                pool_pages,
-                block_bytes,
-                last_block_bytes: last,
-            }),
+            (Ok(pool_pages), Some(_)) => {
+                Ok(Layout { layers, planes, pages: pages as u32, pool_pages, block_bytes, last_block_bytes: last })
+            }
             _ => Err(CliError::usage("that is more than a process can hold", "move less: --tokens, --page-tokens")),
         }
     }
@@ -148,7 +143,10 @@ mod tests {
     #[test]
     fn the_last_page_may_be_short() {
         let layout = Layout::of_model(Model::Llama3_70b, 17, 16).ok();
-        assert_eq!(layout.map(|l| (l.pages, l.block_len(0), l.block_len(1), l.bytes())), Some((2, 32768, 2048, 80 * 2 * 34816)));
+        assert_eq!(
+            layout.map(|l| (l.pages, l.block_len(0), l.block_len(1), l.bytes())),
+            Some((2, 32768, 2048, 80 * 2 * 34816))
+        );
         let layout = Layout::of_file(100, 32).ok();
         assert_eq!(layout.map(|l| (l.pages, l.last_block_bytes, l.bytes())), Some((4, 4, 100)));
         assert_eq!(Layout::of_file(64, 32).ok().map(|l| (l.pages, l.last_block_bytes)), Some((2, 32)));

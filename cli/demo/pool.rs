@@ -50,8 +50,7 @@ impl Pool {
     /// The engine's, or that of reading the content.
     pub fn start(setup: &Setup) -> Result<Self, CliError> {
         let layout = setup.layout;
-        let mut builder =
-            TransferEngine::builder(&setup.name).config(Config::from_env()).metadata(&setup.metadata);
+        let mut builder = TransferEngine::builder(&setup.name).config(Config::from_env()).metadata(&setup.metadata);
         if let Some(kinds) = transport_kinds(setup.protocol) {
             builder = builder.transports(kinds);
         }
@@ -115,7 +114,7 @@ impl Pool {
             }
         }
         let quantile = |of| latency.quantile_us(of).unwrap_or_default();
-        Ok(Reply::Sampled { blocks: latency.len(), p50_us: quantile(0.5), p99_us: quantile(0.99) })
+        Ok(Reply::Sampled { blocks: latency.count(), p50_us: quantile(0.5), p99_us: quantile(0.99) })
     }
 
     /// Moves every block, one batch per layer and plane with a few in flight, and notifies the peer with the last one.

@@ -40,7 +40,16 @@ pub struct Row {
 /// The table, and below it why each transport was taken.
 pub fn render(rows: &[Row]) -> String {
     let mut table = Table::new([
-        "operation", "transport", "bytes", "GB/s", "p50/block", "p99/block", "CPU s/GB", "prefill crc", "decode crc", "",
+        "operation",
+        "transport",
+        "bytes",
+        "GB/s",
+        "p50/block",
+        "p99/block",
+        "CPU s/GB",
+        "prefill crc",
+        "decode crc",
+        "",
     ]);
     for row in rows {
         let gigabytes = row.bytes as f64 / 1e9;

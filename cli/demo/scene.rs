@@ -49,7 +49,8 @@ impl Scene {
             stop: stop.clone(),
             batch_patience: Duration::from_millis(setup.timeout_ms) + Duration::from_secs(30),
         };
-        let name = |role: &str| if setup.name.is_empty() { "127.0.0.1".to_owned() } else { format!("{}-{role}", setup.name) };
+        let name =
+            |role: &str| if setup.name.is_empty() { "127.0.0.1".to_owned() } else { format!("{}-{role}", setup.name) };
         let prefill = Setup { name: name("prefill"), filled: true, seed: PREFILL_TABLE, ..setup.clone() };
         let decode = Setup { name: name("decode"), filled: false, seed: DECODE_TABLE, ..setup.clone() };
         scene.prefill.child.send(&Command::Start(prefill))?;
@@ -111,19 +112,7 @@ impl Scene {
             answer => return Err(other.surprised(&answer)),
         }
         let (source_crc, target_crc) = self.verify()?;
-        Ok(Row {
-            direction,
-            transport,
-            reason,
-            bytes,
-            seconds,
-            sampled,
-            p50_us,
-            p99_us,
-            cpu_s,
-            source_crc,
-            target_crc,
-        })
+        Ok(Row { direction, transport, reason, bytes, seconds, sampled, p50_us, p99_us, cpu_s, source_crc, target_crc })
     }
 
     /// Lets both compare their memory; the checksums of prefill and decode.
