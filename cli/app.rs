@@ -42,6 +42,7 @@ enum Call {
     /// Move a KV cache from a prefill process to a decode process and compare every byte.
     Demo(DemoFlags),
     /// Measure transfers, with the flags and the report of Mooncake's transfer_engine_bench.
+    #[command(args_override_self = true)]
     Bench(Box<BenchFlags>),
     /// Serve metadata over HTTP, for Tidewire and for Mooncake.
     MetadataServer(MetadataServerFlags),
@@ -53,7 +54,8 @@ enum Call {
 
 /// The benchmark as a program of its own.
 #[derive(Debug, Parser)]
-#[command(name = "transfer_engine_bench", version = VERSION, about = "Measures transfers between two processes")]
+#[command(name = "transfer_engine_bench", version = VERSION, about = "Measures transfers between two processes",
+          args_override_self = true)]
 struct BenchTool {
     #[command(flatten)]
     common: Common,
@@ -78,7 +80,7 @@ pub fn run_tool() -> ExitCode {
         Ok(tool) => tool,
         Err(status) => return status,
     };
-    start_logging(tool.common.verbose);
+    logging::start(tool.common.verbose);
     finish(match &tool.command {
         Call::Demo(flags) => demo::run(flags),
         Call::Bench(flags) => bench::run(flags),
@@ -99,7 +101,7 @@ pub fn run_bench() -> ExitCode {
         Ok(tool) => tool,
         Err(status) => return status,
     };
-    start_logging(tool.common.verbose);
+    logging::start(tool.common.verbose);
     finish(bench::run(&tool.flags))
 }
 
@@ -112,10 +114,6 @@ fn run_role(arguments: &[String]) -> Option<ExitCode> {
         bench::pair::ROLE => Some(finish(bench::pair::serve())),
         _ => None,
     }
-}
-
-fn start_logging(verbosity: u8) {
-    logging::start(verbosity);
 }
 
 fn arguments() -> Vec<String> {

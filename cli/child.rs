@@ -19,7 +19,7 @@ use std::{
 use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{error::CliError, stop::Stop};
+use crate::{error::CliError, logging, stop::Stop};
 
 /// How long a child may take to end by itself.
 const GRACE: Duration = Duration::from_secs(5);
@@ -47,7 +47,7 @@ impl Child {
         let program = std::env::current_exe().map_err(CliError::io("finding the path of this program"))?;
         let mut process = Command::new(program)
             .arg(format!("__{role}"))
-            .envs(environment.iter().copied())
+            .envs(environment.iter().copied().chain(logging::for_child()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0)

@@ -17,6 +17,8 @@ use crate::{
 const DEFAULT_METADATA: &str = "192.168.3.77:2379";
 /// Target of the original's defaults.
 const DEFAULT_SEGMENT: &str = "192.168.3.76";
+/// Setting that says where listeners bind.
+pub const BIND_SETTING: &str = "TIDEWIRE_BIND_ADDRESS";
 /// Discovery without a server.
 pub const P2P: &str = "P2PHANDSHAKE";
 

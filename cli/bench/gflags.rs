@@ -93,7 +93,7 @@ mod tests {
     use crate::bench::flags::{BenchFlags, Operation};
 
     fn read(arguments: &[&str]) -> (Result<BenchFlags, String>, Vec<String>) {
-        let mut command = BenchFlags::augment_args(Command::new("bench").no_binary_name(true));
+        let mut command = BenchFlags::augment_args(Command::new("bench").no_binary_name(true).args_override_self(true));
         command.build();
         let words: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
         let (kept, dropped) = normalise(&command, &words);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    flags::Protocol,
+    flags::{BIND_SETTING, P2P, Protocol},
     rig::{Rig, RigOptions},
     span::Span,
 };
@@ -64,7 +64,12 @@ impl Partner {
     /// # Errors
     /// [`CliError::Child`] with what the target said.
     pub fn start(options: &RigOptions, stop: &Stop) -> Result<Self, CliError> {
-        let mut partner = Partner { child: Child::start(ROLE, &[])?, segment: String::new(), stop: stop.clone() };
+        // Beside its initiator on one host, whatever its name is.
+        let bind = (options.metadata != P2P && std::env::var_os(BIND_SETTING).is_none())
+            .then_some((BIND_SETTING, "127.0.0.1"));
+        let environment: Vec<_> = bind.into_iter().collect();
+        let mut partner =
+            Partner { child: Child::start(ROLE, &environment)?, segment: String::new(), stop: stop.clone() };
         let start = Command::Start {
             name: options.name.clone(),
             metadata: options.metadata.clone(),

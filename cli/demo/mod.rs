@@ -23,7 +23,7 @@ use self::{
     scene::Scene,
 };
 use crate::{
-    bench::flags::{P2P, Protocol, parse_seconds},
+    bench::flags::{BIND_SETTING, P2P, Protocol, parse_seconds},
     error::CliError,
     stop::Stop,
     units::binary_size,
@@ -33,8 +33,6 @@ use crate::{
 const SEED: u64 = 0x6b76;
 /// Setting that turns checksums of the native protocol on.
 const CRC_SETTING: &str = "TIDEWIRE_TCP_CRC";
-/// Setting that says where listeners bind.
-const BIND_SETTING: &str = "TIDEWIRE_BIND_ADDRESS";
 
 /// Moves a KV cache from a prefill process to a decode process and compares every byte.
 #[derive(Args, Clone, Debug)]
