@@ -8,6 +8,8 @@
 //! * a revoked region gives out no pin;
 //! * after [`RegionTable::unregister`] returned `Ok`, no pin exists and none can be made.
 
+pub(crate) mod io;
+
 use std::{
     fmt,
     sync::{
