@@ -9,6 +9,7 @@
 //! * after [`RegionTable::unregister`] returned `Ok`, no pin exists and none can be made.
 
 pub mod alloc;
+pub(crate) mod io;
 
 use std::{
     fmt,
