@@ -49,6 +49,7 @@ struct Inner {
     closing: Option<ClosingStep>,
     wakers: Vec<Waker>,
     parked: usize,
+    nudged: bool,
     event: Option<File>,
 }
 
@@ -148,28 +149,23 @@ impl BatchCore {
     pub fn park(&self, deadline: Instant) -> bool {
         let mut inner = lock(&self.inner);
         inner.parked += 1;
-        while !self.is_settled() {
+        while !self.is_settled() && !inner.nudged {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { break };
             inner = self.wake.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
-            if inner.parked & NUDGE != 0 {
-                break;
-            }
         }
-        inner.parked &= !NUDGE;
+        inner.nudged = false;
         inner.parked -= 1;
         self.is_settled()
     }
 
-    /// Wakes one thread parked on this batch without settling anything (it is to drive progress itself); whether one was
-    /// parked.
-    pub fn nudge(&self) -> bool {
+    /// Makes one [`BatchCore::park`] of this batch, the present one or the next, return early: its thread is to drive
+    /// progress itself.
+    pub fn nudge(&self) {
         let mut inner = lock(&self.inner);
-        let parked = inner.parked & !NUDGE != 0;
-        if parked {
-            inner.parked |= NUDGE;
+        inner.nudged = true;
+        if inner.parked != 0 {
             self.wake.notify_one();
         }
-        parked
     }
 
     /// Readiness for a future: registers `waker` unless the batch is settled.
@@ -267,9 +263,6 @@ impl BatchCore {
         }
     }
 }
-
-/// Bit of `parked`: one parked thread is to return early.
-const NUDGE: usize = 1 << (usize::BITS - 1);
 
 fn signal(mut event: &File) {
     // An eventfd whose counter is full is readable already; any other failure leaves nothing to do here.

@@ -150,9 +150,7 @@ impl Param {
             Kind::Number { get, .. } => get(config).to_string(),
             Kind::Flag { get, .. } => if get(config) { "1" } else { "0" }.to_owned(),
             Kind::Text { get, .. } => get(config).to_owned(),
-            Kind::Transports { get, .. } => {
-                get(config).iter().map(|kind| kind.name()).collect::<Vec<_>>().join(",")
-            }
+            Kind::Transports { get, .. } => get(config).iter().map(|kind| kind.name()).collect::<Vec<_>>().join(","),
         }
     }
 

@@ -69,6 +69,11 @@ impl Ctl {
         Ok(Ctl { handle, stop, id: thread.thread().id(), thread: Mutex::new(Some(thread)) })
     }
 
+    /// Handle of its runtime.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
     /// Runs `future` on the control thread without waiting for it.
     pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         self.handle.spawn(future).abort_handle()

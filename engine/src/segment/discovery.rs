@@ -96,9 +96,10 @@ impl Discovery {
             .map_err(|error| missing(format!("descriptor under {key} cannot be used: {error}")))?;
         let address = match self.p2p {
             true => HostPort::parse(name),
-            false => self.control_address(name).await?.ok_or_else(|| {
-                missing(format!("no key {}, although {key} is there", self.keys.rpc_meta(name)))
-            })?,
+            false => self
+                .control_address(name)
+                .await?
+                .ok_or_else(|| missing(format!("no key {}, although {key} is there", self.keys.rpc_meta(name))))?,
         };
         Ok(Resolved::new(name, address, descriptor))
     }
@@ -140,10 +141,8 @@ impl Discovery {
     /// # Errors
     /// [`TransferError::NotifyFailed`].
     pub async fn notify(&self, segment: &str, address: &HostPort, notify: &Notify) -> Result<(), TransferError> {
-        let failed = |error: ControlError| TransferError::NotifyFailed {
-            segment: segment.to_owned(),
-            reason: error.chain(),
-        };
+        let failed =
+            |error: ControlError| TransferError::NotifyFailed { segment: segment.to_owned(), reason: error.chain() };
         self.client.notify(address, notify).await.map_err(failed)
     }
 

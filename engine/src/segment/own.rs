@@ -104,8 +104,10 @@ impl OwnSegment {
         let name = &self.identity.segment;
         let mut descriptor = SegmentDescriptor::tcp(name.as_str(), endpoints.host.as_str(), endpoints.mooncake_port);
         descriptor.timestamp = timestamp(SystemTime::now());
-        descriptor.buffers =
-            regions.iter().map(|r| BufferDescriptor::memory(name.as_str(), r.range().addr(), r.range().len())).collect();
+        descriptor.buffers = regions
+            .iter()
+            .map(|r| BufferDescriptor::memory(name.as_str(), r.range().addr(), r.range().len()))
+            .collect();
         descriptor.tidewire = Some(NativeExtension {
             version: NATIVE_VERSION,
             generation: self.identity.generation.to_string(),
@@ -156,8 +158,12 @@ mod tests {
     use super::*;
 
     fn own() -> (OwnSegment, Arc<RegionTable>) {
-        let identity =
-            Identity { segment: "a:1".to_owned(), generation: Generation(0xab), token: [7; 16], host_id: "h".to_owned() };
+        let identity = Identity {
+            segment: "a:1".to_owned(),
+            generation: Generation(0xab),
+            token: [7; 16],
+            host_id: "h".to_owned(),
+        };
         let regions = Arc::new(RegionTable::default());
         (OwnSegment::new(Arc::new(identity), HostPort::new("a", 1), Arc::clone(&regions)), regions)
     }

@@ -138,7 +138,9 @@ impl Publisher {
             if owner != self.own.control && !take_over && self.discovery.client.probe(&owner).await.is_ok() {
                 return Err(TransferError::Setting {
                     name: "local name".to_owned(),
-                    reason: format!("{name} belongs to the engine that answers at {owner} (TIDEWIRE_TAKE_OVER replaces it)"),
+                    reason: format!(
+                        "{name} belongs to the engine that answers at {owner} (TIDEWIRE_TAKE_OVER replaces it)"
+                    ),
                 });
             }
             tracing::warn!(segment = %name, peer = %owner, "entry of a former owner is replaced");

@@ -41,6 +41,15 @@ impl SegmentTable {
         slot.cloned().ok_or(TransferError::UnknownSegment { segment: id })
     }
 
+    /// Whether a segment with this id is open.
+    ///
+    /// # Errors
+    /// [`TransferError::UnknownSegment`] if not.
+    pub fn check(&self, id: SegmentId) -> Result<(), TransferError> {
+        let known = self.read().slots.get(id.0 as usize).is_some_and(Option::is_some);
+        if known { Ok(()) } else { Err(TransferError::UnknownSegment { segment: id }) }
+    }
+
     /// The open segment of this name.
     pub fn by_name(&self, name: &str) -> Option<Arc<Segment>> {
         let inner = self.read();

@@ -3,6 +3,8 @@
 //! A [`Transport`] is made once per engine; it makes one [`Link`] per peer. The engine hands a link [`Slice`]s and the
 //! link settles each slice's token exactly once. `docs/ARCHITECTURE.md` says which threads do the work.
 
+pub mod tcp;
+
 use std::{
     fmt::Debug,
     sync::Arc,
@@ -119,6 +121,10 @@ pub struct Drive {
 pub trait Link: Send + Sync + Debug {
     /// Which sibling.
     fn kind(&self) -> TransportKind;
+    /// Whether it takes slices for `target`. The engine makes a link over the next transport for those it does not.
+    fn accepts(&self, _target: &ByteRange) -> bool {
+        true
+    }
     /// Takes slices from the front of `slices`.
     fn submit(&self, slices: &mut Vec<Slice>);
     /// Drives progress from the calling thread until `batch` is settled or the deadline passed; whether it is settled.

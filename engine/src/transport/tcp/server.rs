@@ -1,0 +1,231 @@
+//! Target side: the native port, its connections, their sessions.
+//!
+//! Invariants:
+//! * of one stream of one session only the newest attempt has a live connection;
+//! * after [`Server::evict`] returned, no connection holds a pin of that region.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use rustix::event::epoll::EventFlags;
+use socket2::{SockRef, Socket};
+use tidewire_core::native::hello::{Hello, Limits};
+
+use super::{
+    TcpOptions,
+    reactor::{EventLoop, Next, Source},
+    server_conn::ServerConn,
+    socket,
+};
+use crate::{
+    memory::{LocalRegion, RegionTable, lock},
+    transport::Identity,
+};
+
+/// Entries a target takes in one frame.
+pub(super) const MAX_ENTRIES: u32 = 512;
+/// Payload bytes a target takes in one frame.
+pub(super) const MAX_FRAME_BYTES: u32 = 16 << 20;
+/// Unanswered frames a target takes on one connection.
+pub(super) const MAX_OPEN_FRAMES: u32 = 64;
+
+/// Counters of the target side.
+#[derive(Debug, Default)]
+pub(super) struct ServerCounters {
+    pub(super) refused: AtomicU64,
+    pub(super) malformed: AtomicU64,
+    pub(super) bytes_in: AtomicU64,
+    pub(super) bytes_out: AtomicU64,
+}
+
+/// The target side of the transport.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) identity: Arc<Identity>,
+    pub(super) regions: Arc<RegionTable>,
+    pub(super) options: Arc<TcpOptions>,
+    pub(super) counters: ServerCounters,
+    loops: Vec<Arc<EventLoop>>,
+    next_loop: AtomicUsize,
+    next_conn: AtomicU64,
+    conns: Mutex<HashMap<u64, Arc<ServerConn>>>,
+    sessions: Mutex<HashMap<(u64, u16), (u32, Weak<ServerConn>)>>,
+    closing: AtomicBool,
+}
+
+impl Server {
+    /// Listens and serves on `loops`; the port bound.
+    pub(super) fn start(
+        identity: Arc<Identity>,
+        regions: Arc<RegionTable>,
+        options: Arc<TcpOptions>,
+        loops: Vec<Arc<EventLoop>>,
+    ) -> io::Result<(Arc<Self>, u16)> {
+        let (listener, port) = socket::listen(options.bind, options.ports)?;
+        let server = Arc::new(Server {
+            identity,
+            regions,
+            options,
+            counters: ServerCounters::default(),
+            loops,
+            next_loop: AtomicUsize::new(0),
+            next_conn: AtomicU64::new(0),
+            conns: Mutex::new(HashMap::new()),
+            sessions: Mutex::new(HashMap::new()),
+            closing: AtomicBool::new(false),
+        });
+        if let Some(first) = server.loops.first() {
+            let acceptor = Arc::new(Acceptor { listener: Socket::from(listener), server: Arc::downgrade(&server) });
+            let fd = Arc::clone(&acceptor);
+            first.add(fd.listener.as_fd(), acceptor, EventFlags::IN)?;
+        }
+        Ok((server, port))
+    }
+
+    /// What this target accepts.
+    pub(super) fn limits(&self) -> Limits {
+        Limits {
+            entries: MAX_ENTRIES,
+            frame_bytes: MAX_FRAME_BYTES,
+            open_frames: MAX_OPEN_FRAMES,
+            heartbeat_ms: self.options.heartbeat_interval.as_millis() as u32,
+        }
+    }
+
+    /// Whether new requests are refused.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// Live connections.
+    pub(super) fn connections(&self) -> usize {
+        lock(&self.conns).len()
+    }
+
+    fn accept(self: &Arc<Self>, socket: OwnedFd, peer: SocketAddr) -> io::Result<()> {
+        if self.is_closing() || self.connections() >= self.options.max_connections {
+            // No hello was read, so there is nothing to answer: the peer sees a closed connection.
+            return Ok(());
+        }
+        socket::configure(&SockRef::from(&socket), &self.options)?;
+        let id = self.next_conn.fetch_add(1, Ordering::Relaxed);
+        let index = self.next_loop.fetch_add(1, Ordering::Relaxed) % self.loops.len().max(1);
+        let Some(event_loop) = self.loops.get(index) else { return Ok(()) };
+        let conn = Arc::new(ServerConn::new(id, socket, peer, Arc::clone(self), Arc::clone(event_loop)));
+        lock(&self.conns).insert(id, Arc::clone(&conn));
+        if let Err(error) = conn.watch() {
+            self.forget(id);
+            return Err(error);
+        }
+        // The hello has a deadline.
+        event_loop.want_ticks();
+        Ok(())
+    }
+
+    /// Ends the older attempts of this stream, so that nothing they sent is placed any more.
+    pub(super) fn adopt(&self, hello: &Hello, conn: &Arc<ServerConn>) -> bool {
+        let key = (hello.session, hello.stream);
+        let older = {
+            let mut sessions = lock(&self.sessions);
+            match sessions.get(&key) {
+                Some((attempt, _)) if *attempt >= hello.attempt => return false,
+                _ => sessions.insert(key, (hello.attempt, Arc::downgrade(conn))),
+            }
+        };
+        if let Some(older) = older.and_then(|(_, conn)| conn.upgrade()) {
+            older.close("a newer connection of the same stream took over");
+        }
+        true
+    }
+
+    /// Drops a connection that ended.
+    pub(super) fn forget(&self, id: u64) {
+        let conn = lock(&self.conns).remove(&id);
+        if let Some(session) = conn.as_ref().and_then(|c| c.session()) {
+            let mut sessions = lock(&self.sessions);
+            let own = |(_, held): &(u32, Weak<ServerConn>)| {
+                conn.as_ref().is_some_and(|c| std::ptr::eq(held.as_ptr(), Arc::as_ptr(c)))
+            };
+            if sessions.get(&session).is_some_and(own) {
+                sessions.remove(&session);
+            }
+        }
+    }
+
+    /// Closes every connection that is moving bytes of `region`.
+    pub(super) fn evict(&self, region: &Arc<LocalRegion>) {
+        let conns: Vec<Arc<ServerConn>> = lock(&self.conns).values().cloned().collect();
+        for conn in conns {
+            if conn.holds(region) {
+                conn.close("the buffer was unregistered");
+            }
+        }
+    }
+
+    /// Refuses new connections and requests.
+    pub(super) fn gate(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    /// Waits until no connection is inside a request, at most until `deadline`.
+    pub(super) fn drain(&self, deadline: Instant) {
+        while Instant::now() < deadline {
+            let busy = lock(&self.conns).values().any(|c| c.is_busy());
+            if !busy {
+                return;
+            }
+            std::thread::park_timeout(std::time::Duration::from_millis(5));
+        }
+    }
+
+    /// Closes every connection.
+    pub(super) fn close(&self) {
+        let conns: Vec<Arc<ServerConn>> = lock(&self.conns).values().cloned().collect();
+        for conn in conns {
+            conn.close("shut down");
+        }
+    }
+}
+
+/// The listening socket.
+struct Acceptor {
+    listener: Socket,
+    server: Weak<Server>,
+}
+
+impl Source for Acceptor {
+    fn ready(&self, _: EventFlags) -> Next {
+        let Some(server) = self.server.upgrade() else { return Next::Remove };
+        // Bounded, so that a flood of connections cannot starve the others.
+        for _ in 0..64 {
+            match self.listener.accept() {
+                Ok((socket, address)) => {
+                    let peer = address.as_socket().unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+                    if let Err(error) = server.accept(socket.into(), peer) {
+                        tracing::warn!(%error, %peer, "connection dropped");
+                    }
+                }
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    break;
+                }
+            }
+        }
+        Next::Keep
+    }
+
+    fn tick(&self, _: Instant) -> Next {
+        Next::Keep
+    }
+}
