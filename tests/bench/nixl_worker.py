@@ -1,4 +1,4 @@
-"""One end of a NIXL pair, run by the interpreter of NIXL's own environment (see nixl.py for the harness side).
+"""One end of a NIXL pair, run by the interpreter of NIXL's own environment (see workers.py for the harness side).
 
     nixl_worker.py target REGION          prints {"metadata", "address"}, then serves until its input ends
     nixl_worker.py initiator REGION       reads the target's line, then one JSON request per line

@@ -23,6 +23,10 @@ class Case:
         self.higher_is_better, self.cpu_goal = higher_is_better, cpu_goal
         self._peers = only or [name for name in runs if name != OURS]
 
+    def set_peers(self, names):
+        """Names the sides that ratios are taken against; the others are only listed."""
+        self._peers = names
+
     def values(self, side, metric=None):
         return [run[metric or self.metric] for run in self.runs[side]]
 
@@ -38,13 +42,13 @@ class Case:
 
     def met(self):
         """Whether the goal is reached; None without one."""
-        if self.goal is None or OURS not in self.runs:
+        if self.goal is None:
             return None
         ratio = statistics.median(self.ratios())
         return ratio >= self.goal if self.higher_is_better else ratio <= self.goal
 
     def cpu_met(self):
-        if self.cpu_goal is None or OURS not in self.runs:
+        if self.cpu_goal is None:
             return None
         return statistics.median(self.ratios("cpu_s_per_gb")) <= self.cpu_goal
 
@@ -69,9 +73,7 @@ def throughput_table(cases):
     lines = ["| case | " + " | ".join(sides) + " | ratio | goal | met |", "|---|" + "---:|" * (len(sides) + 2) + "---|"]
     for case in cases:
         cells = [spread(case.values(side)) if side in case.runs else "" for side in sides]
-        ratio = goal = ""
-        if OURS in case.runs:
-            ratio = spread(case.ratios()) + " ×"
+        ratio, goal = spread(case.ratios()) + " ×", ""
         if case.goal is not None:
             goal = ("≥ " if case.higher_is_better else "≤ ") + number(case.goal) + " ×"
         unit = f", {case.unit}" if len(units) > 1 else ""
@@ -89,7 +91,7 @@ def cpu_table(cases):
              "| case | " + " | ".join(sides) + " | ratio | goal | met |", "|---|" + "---:|" * (len(sides) + 2) + "---|"]
     for case in cases:
         cells = [spread(case.values(side, "cpu_s_per_gb")) if side in case.runs else "" for side in sides]
-        ratio = spread(case.ratios("cpu_s_per_gb")) + " ×" if OURS in case.runs else ""
+        ratio = spread(case.ratios("cpu_s_per_gb")) + " ×"
         goal = f"≤ {number(case.cpu_goal)} ×" if case.cpu_goal is not None else ""
         lines.append(f"| {case.label} | " + " | ".join(cells) + f" | {ratio} | {goal} | {_verdict(case.cpu_met())} |")
     return lines
@@ -135,7 +137,7 @@ def comparison(writer, title, method, rounds, command, cases, subtitle):
     for unit in dict.fromkeys(case.unit for case in cases):
         chosen = [case for case in cases if case.unit == unit]
         suffix = ".svg" if unit == cases[0].unit else "-latency.svg"
-        sides = [OURS] + [side for side in _sides(chosen) if side != OURS] if any(OURS in c.runs for c in chosen) else _sides(chosen)
+        sides = [OURS] + [side for side in _sides(chosen) if side != OURS]
         drawn = [(case.label, {side: lab.summary(case.values(side)) for side in case.runs}, _note(case)) for case in chosen]
         writer.write(suffix, chart.rows(title, subtitle, unit, sides, drawn))
         lines += [writer.picture(suffix), ""]
@@ -143,8 +145,6 @@ def comparison(writer, title, method, rounds, command, cases, subtitle):
 
 
 def _note(case):
-    if OURS not in case.runs:
-        return ""
     note = f"{number(statistics.median(case.ratios()))} ×"
     if case.goal is not None:
         note += f"  (goal {'≥' if case.higher_is_better else '≤'} {number(case.goal)})"
