@@ -138,7 +138,8 @@ class Process:
                 self.child.kill()
                 self.child.wait()
         self._reader.join(2)
-        self.child.stdin.close()
+        for pipe in (self.child.stdin, self.child.stdout):
+            pipe.close()
 
 
 @atexit.register
