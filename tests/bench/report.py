@@ -18,14 +18,12 @@ OURS = "Tidewire"
 class Case:
     """One setting: `runs` maps a side to its runs in order, each a dict of metrics."""
 
-    def __init__(self, label, metric, goal, runs, unit="GB/s", higher_is_better=True, cpu_goal=None, only=None):
+    def __init__(self, label, metric, goal, runs, unit="GB/s", higher_is_better=True, cpu_goal=None, only=None,
+                 ours=OURS):
         self.label, self.metric, self.goal, self.runs, self.unit = label, metric, goal, runs, unit
         self.higher_is_better, self.cpu_goal = higher_is_better, cpu_goal
-        self._peers = only or [name for name in runs if name != OURS]
-
-    def set_peers(self, names):
-        """Names the sides that ratios are taken against; the others are only listed."""
-        self._peers = names
+        self.ours = ours
+        self._peers = only or [name for name in runs if not name.startswith(OURS)]
 
     def values(self, side, metric=None):
         return [run[metric or self.metric] for run in self.runs[side]]
@@ -37,7 +35,7 @@ class Case:
 
     def ratios(self, metric=None):
         """Ours to the strongest peer, round by round."""
-        pairs = zip(self.values(OURS, metric), self.values(self.peer(), metric))
+        pairs = zip(self.values(self.ours, metric), self.values(self.peer(), metric))
         return [ours / peer for ours, peer in pairs if peer > 0]
 
     def met(self):
@@ -137,7 +135,7 @@ def comparison(writer, title, method, rounds, command, cases, subtitle):
     for unit in dict.fromkeys(case.unit for case in cases):
         chosen = [case for case in cases if case.unit == unit]
         suffix = ".svg" if unit == cases[0].unit else "-latency.svg"
-        sides = [OURS] + [side for side in _sides(chosen) if side != OURS]
+        sides = sorted(_sides(chosen), key=lambda side: not side.startswith(OURS))
         drawn = [(case.label, {side: lab.summary(case.values(side)) for side in case.runs}, _note(case)) for case in chosen]
         writer.write(suffix, chart.rows(title, subtitle, unit, sides, drawn))
         lines += [writer.picture(suffix), ""]

@@ -42,8 +42,10 @@ class CaseTest(unittest.TestCase):
         self.assertFalse(case.cpu_met())
 
     def test_a_side_that_is_only_listed_does_not_count(self):
-        case = Case("x", "gb_per_s", 1, {"peer": runs(1), "other": runs(100), OURS: runs(2)})
-        case.set_peers(["peer"])
+        case = Case("x", "gb_per_s", 1, {"peer": runs(1), "other": runs(100), OURS: runs(2)}, only=["peer"])
+        self.assertEqual(case.ratios(), [2])
+        other_mode = f"{OURS} in another mode"
+        case = Case("x", "gb_per_s", 1, {"peer": runs(1), other_mode: runs(100), OURS: runs(2)})
         self.assertEqual(case.ratios(), [2])
 
 
