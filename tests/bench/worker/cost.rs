@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidewire_engine::{Buffer, Location, Opcode, SegmentId, TransferEngine, TransferRequest, TransportKind};
+use tidewire_engine::{Buffer, Config, Location, Opcode, SegmentId, TransferEngine, TransferRequest, TransportKind};
 
 const PAGE: usize = 4096;
 
@@ -50,7 +50,10 @@ fn register(count: usize) -> Result<(f64, f64), Box<dyn Error>> {
 
 /// A target that every loopback address reaches, and its memory.
 fn target() -> Result<(TransferEngine, Buffer), Box<dyn Error>> {
-    let engine = TransferEngine::builder("0.0.0.0").transports(&[TransportKind::Tcp]).build()?;
+    let mut config = Config::from_env();
+    config.bind_address = "0.0.0.0".to_owned();
+    config.advertise_address = "127.0.0.1".to_owned();
+    let engine = TransferEngine::builder("127.0.0.1").config(config).transports(&[TransportKind::Tcp]).build()?;
     let buffer = engine.allocate(1 << 20, Location::Cpu(0))?;
     Ok((engine, buffer))
 }
