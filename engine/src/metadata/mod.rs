@@ -2,8 +2,32 @@
 //!
 //! One trait, [`MetadataStore`], with the siblings `p2p`, `memory`, `http` and `etcd`. All calls are asynchronous and run
 //! on the engine's control runtime (`tw-ctl`); none is on the data path. Every call ends within the store's own timeouts.
+//!
+//! [`uri::parse`] reads a connection string, [`open`] makes the store of it (but for `p2p`, which needs the engine's
+//! control port), and [`server::MetadataServer`] is the other end of `http`.
+
+#[cfg(feature = "etcd")]
+pub mod etcd;
+pub mod http;
+mod known;
+pub mod memory;
+mod options;
+mod percent;
+pub mod server;
+mod session;
+mod shared;
+mod stop;
+mod table;
+pub mod uri;
+mod wire;
 
 use std::{fmt::Debug, future::Future, pin::Pin, time::Duration};
+
+pub use options::{StoreOptions, open, take_over};
+pub use uri::StoreUri;
+
+/// Events a watch holds for a receiver that does not read; after that the watch waits.
+pub(crate) const WATCH_DEPTH: usize = 256;
 
 /// Future of a store call.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -98,6 +122,21 @@ pub enum StoreError {
         /// Text of the answer.
         reason: String,
     },
+    /// The server keeps the value that is there: Mooncake's HTTP server lets nobody replace a `rpc_meta` key. See
+    /// [`take_over`].
+    #[error("{store} keeps the existing value of {key}")]
+    Exists {
+        /// Store and address.
+        store: String,
+        /// Key.
+        key: String,
+    },
+    /// The store was closed.
+    #[error("{store} is closed")]
+    Closed {
+        /// Store and address.
+        store: String,
+    },
     /// This store cannot do that.
     #[error("{store} has no {operation}")]
     Unsupported {
@@ -115,6 +154,7 @@ pub enum StoreError {
 /// * `get` of a missing key is `Ok(None)`, `remove` of one is `Ok(false)`;
 /// * a [`Lifetime::Session`] key disappears within the lease after its process died, and at once on [`close`];
 /// * `compare_and_put` of a lost race is `Ok(None)`, never an error;
+/// * every call on a closed store is [`StoreError::Closed`], but for `close`, which may be repeated;
 /// * a watch delivers every change after `watch` returned, in order, without gaps over reconnects (after a compaction:
 ///   the difference to a fresh listing).
 ///

@@ -1,0 +1,207 @@
+//! Requests of the HTTP store that its background tasks share: reads, sessions, listings, changes.
+
+use std::{
+    fmt::Write,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use hyper::{Method, StatusCode};
+use serde::de::DeserializeOwned;
+
+use super::{
+    super::{
+        Entry, Expect, StoreError, StoreOptions, WatchEvent, percent,
+        session::{Lease, Owned, SessionBackend, Written},
+        wire,
+    },
+    connection::{Answer, Call, Connections},
+    guard_call, key_query, put_call,
+};
+
+/// Connections, the session's name and what is known of the server.
+#[derive(Debug)]
+pub(super) struct HttpBackend {
+    connections: Connections,
+    session: String,
+    ttl: Duration,
+    request_timeout: Duration,
+    /// The last answer was our server's.
+    extension: AtomicBool,
+}
+
+impl HttpBackend {
+    /// A backend with a session name that nobody can guess.
+    pub(super) fn new(connections: Connections, options: &StoreOptions) -> Self {
+        let mut id = [0_u8; 16];
+        if let Err(error) = getrandom::fill(&mut id) {
+            // The name only has to be another one than everybody else's.
+            tracing::warn!(%error, "no random bytes for a session name, time and process are used");
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            id[..8].copy_from_slice(&u64::try_from(now.as_nanos()).unwrap_or_default().to_le_bytes());
+            id[8..12].copy_from_slice(&std::process::id().to_le_bytes());
+        }
+        let mut session = String::new();
+        for byte in id {
+            let _ = write!(session, "{byte:02x}");
+        }
+        let request_timeout = options.request_timeout;
+        HttpBackend { connections, session, ttl: options.lease_ttl, request_timeout, extension: AtomicBool::new(false) }
+    }
+
+    /// The connections to the server.
+    pub(super) fn connections(&self) -> &Connections {
+        &self.connections
+    }
+
+    /// Whether the last answer came from our server.
+    pub(super) fn speaks_extension(&self) -> bool {
+        self.extension.load(Ordering::Relaxed)
+    }
+
+    /// Sends a request and notes which server answered.
+    pub(super) async fn call(&self, call: &Call, limit: Duration) -> Result<Answer, StoreError> {
+        let answer = self.connections.call(call, limit).await?;
+        self.extension.store(answer.is_ours(), Ordering::Relaxed);
+        Ok(answer)
+    }
+
+    /// The error for an answer that is no success.
+    pub(super) fn refused(&self, operation: &'static str, key: &str, answer: &Answer) -> StoreError {
+        let store = self.connections.describe().to_owned();
+        StoreError::Refused { store, operation, key: key.to_owned(), reason: answer.text() }
+    }
+
+    /// Reads a key.
+    pub(super) async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        let answer = self.call(&Call::new(Method::GET, key_query(key)), self.request_timeout).await?;
+        match answer.status {
+            StatusCode::OK => {
+                let ttl = answer.number(wire::TTL_MS);
+                Ok(Some(Entry {
+                    key: key.to_owned(),
+                    value: answer.body.to_vec(),
+                    revision: answer.number(wire::REVISION).unwrap_or_default(),
+                    leased: ttl.is_some(),
+                    ttl: ttl.map(Duration::from_millis),
+                }))
+            }
+            StatusCode::NOT_FOUND => Ok(None),
+            _ => Err(self.refused("get", key, &answer)),
+        }
+    }
+
+    /// Lists a prefix, with the revision of the listing.
+    pub(super) async fn list(&self, prefix: &str) -> Result<(u64, Vec<Entry>), StoreError> {
+        let call = Call::new(Method::GET, format!("prefix={}", percent::encode(prefix)));
+        let answer = self.call(&call, self.request_timeout).await?;
+        if answer.status != StatusCode::OK {
+            return Err(self.refused("list", prefix, &answer));
+        }
+        let listing: wire::Listing = self.decode("list", prefix, &answer)?;
+        let entries: Option<Vec<_>> = listing.entries.into_iter().map(wire::WireEntry::into_entry).collect();
+        entries.map(|entries| (listing.revision, entries)).ok_or_else(|| self.broken("list", prefix))
+    }
+
+    /// Waits for changes after a revision; `None` if the server's history does not reach back to it.
+    pub(super) async fn changes(
+        &self,
+        prefix: &str,
+        after: u64,
+        wait: Duration,
+    ) -> Result<Option<(u64, Vec<WatchEvent>)>, StoreError> {
+        let wait_ms = wire::as_millis(wait);
+        let query = format!("watch={}&after={after}&wait_ms={wait_ms}", percent::encode(prefix));
+        let answer = self.call(&Call::new(Method::GET, query), wait + self.request_timeout).await?;
+        match answer.status {
+            StatusCode::OK => {
+                let changes: wire::Changes = self.decode("watch", prefix, &answer)?;
+                let events: Option<Vec<_>> = changes.changes.into_iter().map(wire::WireChange::into_event).collect();
+                let events = events.ok_or_else(|| self.broken("watch", prefix))?;
+                Ok(Some((changes.revision, events)))
+            }
+            StatusCode::GONE => Ok(None),
+            _ => Err(self.refused("watch", prefix, &answer)),
+        }
+    }
+
+    /// Ends the session with its keys.
+    pub(super) async fn end_session(&self) -> Result<(), StoreError> {
+        let call = Call::new(Method::DELETE, format!("session={}", self.session));
+        let answer = self.call(&call, self.request_timeout).await?;
+        match answer.status {
+            StatusCode::OK | StatusCode::NOT_FOUND => Ok(()),
+            _ => Err(self.refused("close", "session", &answer)),
+        }
+    }
+
+    fn decode<T: DeserializeOwned>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        answer: &Answer,
+    ) -> Result<T, StoreError> {
+        serde_json::from_slice(&answer.body).map_err(|error| StoreError::Refused {
+            store: self.connections.describe().to_owned(),
+            operation,
+            key: key.to_owned(),
+            reason: format!("unreadable answer: {error}"),
+        })
+    }
+
+    fn broken(&self, operation: &'static str, key: &str) -> StoreError {
+        let reason = "unreadable answer: a value is broken".to_owned();
+        StoreError::Refused { store: self.connections.describe().to_owned(), operation, key: key.to_owned(), reason }
+    }
+}
+
+impl SessionBackend for HttpBackend {
+    fn describe(&self) -> String {
+        self.connections.describe().to_owned()
+    }
+
+    async fn renew(&self, _known: Option<Lease>) -> Result<Lease, StoreError> {
+        let ttl_ms = wire::as_millis(self.ttl);
+        let call = Call::new(Method::POST, format!("session={}&ttl_ms={ttl_ms}", self.session));
+        let answer = self.call(&call, self.request_timeout).await?;
+        if answer.status != StatusCode::OK {
+            return Err(self.refused("renew", "session", &answer));
+        }
+        let granted: wire::SessionAnswer = self.decode("renew", "session", &answer)?;
+        Ok(Lease(granted.incarnation))
+    }
+
+    async fn write(
+        &self,
+        _lease: Lease,
+        key: &str,
+        value: &[u8],
+        guard: Option<Expect>,
+    ) -> Result<Written, StoreError> {
+        let mut call = put_call(key, value).header(wire::SESSION, &self.session);
+        if let Some(expect) = guard {
+            call = guard_call(call, expect);
+        }
+        let answer = self.call(&call, self.request_timeout).await?;
+        match answer.status {
+            StatusCode::OK => Ok(Written::At(answer.number(wire::REVISION).unwrap_or_default())),
+            StatusCode::PRECONDITION_FAILED => Ok(Written::Mismatch),
+            StatusCode::CONFLICT => Ok(Written::LeaseLost),
+            _ => Err(self.refused("put", key, &answer)),
+        }
+    }
+
+    async fn reclaim(&self, lease: Lease, key: &str, owned: &Owned, _past: &[Lease]) -> Result<Written, StoreError> {
+        // A new incarnation starts without keys: whoever has the key is somebody else, unless an answer of ours got lost.
+        match self.write(lease, key, &owned.value, Some(Expect::Absent)).await? {
+            Written::Mismatch => match self.get(key).await? {
+                Some(entry) if entry.revision == owned.revision && entry.leased => Ok(Written::At(entry.revision)),
+                Some(entry) if entry.value == owned.value => {
+                    self.write(lease, key, &owned.value, Some(Expect::Revision(entry.revision))).await
+                }
+                _ => Ok(Written::Mismatch),
+            },
+            written => Ok(written),
+        }
+    }
+}
