@@ -20,7 +20,7 @@ async fn the_keys_of_a_killed_process_go_within_its_lease() {
     let Some(server) = EtcdServer::start(&[]).await else { return };
     let store = open(&server.uri(), &lease(10_000)).await.unwrap();
     let mut watch = store.watch(CHILD_KEY).await.unwrap();
-    let mut child = KeyHolder::start(&server.uri(), 2_000);
+    let mut child = KeyHolder::start(&server.uri(), 2_000).await;
     assert!(matches!(next(&mut watch).await, WatchEvent::Put(entry) if entry.value == b"child" && entry.leased));
     assert!(tokio::time::timeout(2 * TTL, watch.recv()).await.is_err(), "the key of a living process stays");
     let listed = store.list(CHILD_KEY).await.unwrap();
@@ -71,7 +71,7 @@ async fn a_frozen_server_fails_calls_in_time_and_costs_nothing_once_it_runs() {
 async fn a_process_that_slept_through_its_lease_puts_its_key_again_unless_it_is_taken() {
     let Some(server) = EtcdServer::start(&[]).await else { return };
     let store = open(&server.uri(), &lease(10_000)).await.unwrap();
-    let child = KeyHolder::start(&server.uri(), 2_000);
+    let child = KeyHolder::start(&server.uri(), 2_000).await;
     child.signal("STOP");
     until_value(&store, CHILD_KEY, None).await;
     child.signal("CONT");

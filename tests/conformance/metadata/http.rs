@@ -88,10 +88,12 @@ async fn what_is_too_much_is_refused() {
     store.put("b", b"", Lifetime::Session).await.unwrap();
     refused(store.put("c", b"", Lifetime::Session).await, "507");
     // A body that is announced as longer, or longer than it was announced, is not read.
-    let chunked = "PUT /metadata?key=a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n80\r\n";
+    let chunked =
+        "PUT /metadata?key=a HTTP/1.1\r\nHost: h\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n80\r\n";
     let answer = raw_http(&address, &format!("{chunked}{}\r\n0\r\n\r\n", "x".repeat(128))).await;
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
-    let announced = "PUT /metadata?key=a HTTP/1.1\r\nHost: h\r\nContent-Length: 999999999999\r\n\r\n";
+    let announced =
+        "PUT /metadata?key=a HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 999999999999\r\n\r\n";
     let answer = raw_http(&address, announced).await;
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
     assert_eq!(store.get("a").await.unwrap().unwrap().value.len(), 100);
@@ -154,7 +156,7 @@ async fn the_keys_of_a_killed_process_go_within_its_lease() {
     let server = server().await;
     let store = open(&server.uri(), &lease(10_000)).await.unwrap();
     let mut watch = store.watch(CHILD_KEY).await.unwrap();
-    let mut child = KeyHolder::start(&server.uri(), 1_000);
+    let mut child = KeyHolder::start(&server.uri(), 1_000).await;
     assert!(matches!(next(&mut watch).await, WatchEvent::Put(entry) if entry.value == b"child"));
     // It renews its lease.
     assert!(tokio::time::timeout(2 * TTL, watch.recv()).await.is_err(), "the key of a living process stays");
@@ -172,7 +174,7 @@ async fn the_keys_of_a_killed_process_go_within_its_lease() {
 async fn a_process_that_slept_through_its_lease_puts_its_key_again_unless_it_is_taken() {
     let server = server().await;
     let store = open(&server.uri(), &lease(10_000)).await.unwrap();
-    let child = KeyHolder::start(&server.uri(), 600);
+    let child = KeyHolder::start(&server.uri(), 600).await;
     child.signal("STOP");
     until_value(&store, CHILD_KEY, None).await;
     child.signal("CONT");

@@ -105,7 +105,7 @@ pub(super) struct KeyHolder(Child);
 
 impl KeyHolder {
     /// Starts it and waits until the key is put.
-    pub(super) fn start(uri: &str, ttl_ms: u64) -> Self {
+    pub(super) async fn start(uri: &str, ttl_ms: u64) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--ignored", "--exact", "metadata::support::child_holds_a_key", "--nocapture"])
             .env(CHILD_URI, uri)
@@ -115,8 +115,9 @@ impl KeyHolder {
             .spawn()
             .unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
-        let ready = output.lines().map_while(Result::ok).any(|line| line.contains("child is ready"));
-        assert!(ready, "the child put its key");
+        // Not on this thread, where the server of the test may run.
+        let ready = move || output.lines().map_while(Result::ok).any(|line| line.contains("child is ready"));
+        assert!(tokio::task::spawn_blocking(ready).await.unwrap(), "the child put its key");
         KeyHolder(child)
     }
 
