@@ -3,6 +3,8 @@
 //! One trait, [`MetadataStore`], with the siblings `p2p`, `memory`, `http` and `etcd`. All calls are asynchronous and run
 //! on the engine's control runtime (`tw-ctl`); none is on the data path. Every call ends within the store's own timeouts.
 
+pub mod p2p;
+
 use std::{fmt::Debug, future::Future, pin::Pin, time::Duration};
 
 /// Future of a store call.
