@@ -3,6 +3,7 @@
 //! A [`Transport`] is made once per engine; it makes one [`Link`] per peer. The engine hands a link [`Slice`]s and the
 //! link settles each slice's token exactly once. `docs/ARCHITECTURE.md` says which threads do the work.
 
+pub mod mooncake_tcp;
 pub mod tcp;
 
 use std::{
