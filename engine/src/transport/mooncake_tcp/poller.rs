@@ -187,8 +187,10 @@ mod tests {
         let old = slab.insert('a');
         assert_eq!(slab.remove(old), Some('a'));
         let new = slab.insert('b');
-        assert_eq!((slab.get_mut(old), slab.remove(old)), (None, None));
-        assert_eq!((slab.get_mut(new), slab.len()), (Some(&mut 'b'), 1));
+        assert_eq!(slab.get_mut(old), None);
+        assert_eq!(slab.remove(old), None);
+        assert_eq!(slab.get_mut(new), Some(&mut 'b'));
+        assert_eq!(slab.len(), 1);
     }
 
     #[test]
