@@ -18,7 +18,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::event::epoll::EventFlags;
@@ -211,10 +211,13 @@ impl Lane {
         self.queue.iter().any(test)
     }
 
-    /// Closes at once, so that the target drops what it has not placed, and hands the requests back in order.
-    pub(super) fn reset(self) -> VecDeque<Request> {
-        // Failing to set the option only turns the reset into an ordinary close.
-        let _ = SockRef::from(&self.socket).set_linger(Some(std::time::Duration::ZERO));
+    /// Closes and hands the requests back in order. With requests open it resets the connection, so that the target drops
+    /// what it has not placed.
+    pub(super) fn close(self) -> VecDeque<Request> {
+        if !self.queue.is_empty() {
+            // Failing to set the option only turns the reset into an ordinary close.
+            let _ = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
+        }
         self.queue
     }
 

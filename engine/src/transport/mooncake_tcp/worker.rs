@@ -257,7 +257,7 @@ impl Worker {
             link.lanes.retain(|k| *k != key);
             link.shared.note_lanes(link.lanes.len());
         }
-        lane.reset()
+        lane.close()
     }
 
     fn end_lane(&mut self, key: u64, end: End) {
