@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod batch;
+pub mod control;
 pub mod memory;
 pub mod metadata;
 pub(crate) mod shm;

@@ -21,6 +21,8 @@ mod table;
 pub mod uri;
 mod wire;
 
+pub mod p2p;
+
 use std::{fmt::Debug, future::Future, pin::Pin, time::Duration};
 
 pub use options::{StoreOptions, open, take_over};
