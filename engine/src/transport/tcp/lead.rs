@@ -114,7 +114,8 @@ impl TcpLink {
                 raw.push((Arc::clone(&conn.socket), flags));
             }
         }
-        let mut fds: Vec<PollFd<'_>> = raw.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), *flags)).collect();
+        let mut fds: Vec<PollFd<'_>> =
+            raw.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), *flags)).collect();
         fds.push(PollFd::from_borrowed_fd(self.kick.as_fd(), PollFlags::IN));
         let wait = deadline.saturating_duration_since(Instant::now()).min(LOOK);
         let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) };

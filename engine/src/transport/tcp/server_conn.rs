@@ -288,7 +288,13 @@ impl ServerConn {
         Ok(())
     }
 
-    fn answer_read(&self, state: &mut State, header: FrameHeader, table_len: usize, judged: Result<(), (FrameStatus, u32)>) {
+    fn answer_read(
+        &self,
+        state: &mut State,
+        header: FrameHeader,
+        table_len: usize,
+        judged: Result<(), (FrameStatus, u32)>,
+    ) {
         let mut answer = FrameHeader::bare(FrameKind::ReadData, FrameStatus::Done, header.id);
         let mut frame = state.outbound.frame();
         match judged {
@@ -404,8 +410,7 @@ impl Source for ServerConn {
         if state.socket.is_none() {
             return Next::Remove;
         }
-        if events.intersects(EventFlags::ERR | EventFlags::HUP)
-            && state.socket.as_ref().is_some_and(socket::was_reset)
+        if events.intersects(EventFlags::ERR | EventFlags::HUP) && state.socket.as_ref().is_some_and(socket::was_reset)
         {
             // What waits in the receive buffer is void: its sender gave it up.
             self.end(&mut state);
