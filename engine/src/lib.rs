@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod memory;
 pub mod metadata;
+pub(crate) mod shm;
 pub mod transport;
 
 pub use tidewire_core as core;

@@ -6,6 +6,7 @@
 
 pub mod error;
 pub mod id;
+pub mod local;
 pub mod location;
 pub mod mooncake;
 pub mod native;

@@ -8,12 +8,13 @@
 //! * a revoked region gives out no pin;
 //! * after [`RegionTable::unregister`] returned `Ok`, no pin exists and none can be made.
 
+pub mod alloc;
 pub(crate) mod io;
 
 use std::{
     fmt,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -47,6 +48,27 @@ pub trait Backing: Send + Sync + fmt::Debug {
     fn file(&self) -> std::os::fd::BorrowedFd<'_>;
     /// Where in the file the region starts, in bytes.
     fn file_offset(&self) -> u64;
+    /// The addresses that [`Self::fence`] replaces at once; `None` if this memory cannot be fenced.
+    fn extent(&self) -> Option<ByteRange> {
+        None
+    }
+    /// Puts a fresh file with the same bytes under the same addresses: who mapped the old file no longer reaches this
+    /// memory. Nobody in this process may write to it meanwhile.
+    ///
+    /// # Errors
+    /// [`TransferError::Unavailable`] where it cannot be done, [`TransferError::Os`] where a call failed; the memory is
+    /// as it was then.
+    fn fence(&self) -> Result<(), TransferError> {
+        Err(TransferError::Unavailable { what: "fence".to_owned(), reason: "memory of the caller".to_owned() })
+    }
+}
+
+/// Accesses to regions that hold no pin in this process: those of same-host peers.
+pub trait ForeignAccess: Send + Sync + fmt::Debug {
+    /// Lets no access to `region` begin any more. Does not block.
+    fn revoke(&self, region: &Arc<LocalRegion>);
+    /// Waits until no access to the revoked `region` is open, at most until `deadline`; whether that is so.
+    fn wait_idle(&self, region: &Arc<LocalRegion>, deadline: Instant) -> bool;
 }
 
 impl fmt::Debug for LocalRegion {
@@ -133,6 +155,7 @@ impl Drop for RegionPin {
 #[derive(Debug, Default)]
 pub struct RegionTable {
     regions: RwLock<Vec<Arc<LocalRegion>>>,
+    foreign: RwLock<Vec<Weak<dyn ForeignAccess>>>,
 }
 
 impl RegionTable {
@@ -185,6 +208,13 @@ impl RegionTable {
         regions.get(index).cloned()
     }
 
+    /// Makes [`Self::unregister`] also end the accesses that `access` knows of.
+    pub fn add_foreign_access(&self, access: Weak<dyn ForeignAccess>) {
+        let mut listed = self.foreign.write().unwrap_or_else(PoisonError::into_inner);
+        listed.retain(|f| f.strong_count() != 0);
+        listed.push(access);
+    }
+
     /// All regions, in address order.
     pub fn snapshot(&self) -> Vec<Arc<LocalRegion>> {
         self.regions.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -207,12 +237,20 @@ impl RegionTable {
         let region = self.at(addr).ok_or(TransferError::NotRegistered { addr })?;
         let started = Instant::now();
         region.revoke();
+        let foreign: Vec<_> = {
+            let listed = self.foreign.read().unwrap_or_else(PoisonError::into_inner);
+            listed.iter().filter_map(Weak::upgrade).collect()
+        };
+        foreign.iter().for_each(|f| f.revoke(&region));
+        let idle = |deadline| {
+            region.wait_unpinned(deadline) && foreign.iter().all(|f| f.wait_idle(&region, deadline))
+        };
         let mut holder = String::new();
-        let drained = region.wait_unpinned(started + drain) || {
+        let drained = idle(started + drain) || {
             if let Err(text) = evict(&region) {
                 holder = text;
             }
-            holder.is_empty() && region.wait_unpinned(Instant::now() + drain)
+            holder.is_empty() && idle(Instant::now() + drain)
         };
         if !drained {
             region.restore();
