@@ -138,7 +138,8 @@ impl SharedAllocation {
         match end {
             Some(_) => Ok(self.base.as_ptr().wrapping_add(offset)),
             None => Err(TransferError::SourceNotRegistered {
-                range: ByteRange::new(addr, len as u64).ok_or(TransferError::RangeOverflow { addr, len: len as u64 })?,
+                range: ByteRange::new(addr, len as u64)
+                    .ok_or(TransferError::RangeOverflow { addr, len: len as u64 })?,
             }),
         }
     }

@@ -242,9 +242,7 @@ impl RegionTable {
             listed.iter().filter_map(Weak::upgrade).collect()
         };
         foreign.iter().for_each(|f| f.revoke(&region));
-        let idle = |deadline| {
-            region.wait_unpinned(deadline) && foreign.iter().all(|f| f.wait_idle(&region, deadline))
-        };
+        let idle = |deadline| region.wait_unpinned(deadline) && foreign.iter().all(|f| f.wait_idle(&region, deadline));
         let mut holder = String::new();
         let drained = idle(started + drain) || {
             if let Err(text) = evict(&region) {
