@@ -38,7 +38,7 @@ use crate::{
         table::SegmentTable,
         watch,
     },
-    transport::{Identity, Transport},
+    transport::{Identity, Transport, shm},
 };
 
 /// What a store may take beyond its own limit before it is given up from outside.
@@ -130,6 +130,7 @@ impl EngineBuilder {
         let connector = Arc::new(Connector {
             identity,
             transports: set.started,
+            offered: set.offered,
             discovery: Arc::clone(&discovery),
             ctl: Arc::clone(&ctl),
             counters: Arc::clone(&counters),
@@ -145,6 +146,7 @@ impl EngineBuilder {
             regions,
             connector,
             unavailable: set.unavailable,
+            same_host: set.same_host,
             ctl,
             discovery,
             publisher,
@@ -274,7 +276,11 @@ fn identity(segment: String) -> Result<Identity, TransferError> {
     let mut token = [0; 16];
     getrandom::fill(&mut token).map_err(failed)?;
     let generation = Generation(getrandom::u64().map_err(failed)?.max(1));
-    Ok(Identity { segment, generation, token, host_id: String::new() })
+    let host_id = shm::host_id().unwrap_or_else(|error| {
+        tracing::warn!(%error, "host has no identity, peers on it are reached over tcp");
+        String::new()
+    });
+    Ok(Identity { segment, generation, token, host_id })
 }
 
 /// Answers the control port before and after the inbox exists.

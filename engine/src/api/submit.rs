@@ -140,6 +140,7 @@ impl Plan {
         let path = loop {
             match aim.links.paths.iter().position(|path| path.link.accepts(target)) {
                 Some(path) => break path,
+                None if aim.links.rest.is_empty() => break 0, // It says best why it does not take it.
                 None => aim.links = aim.segment.extend(&engine.connector, &aim.links)?,
             }
         };

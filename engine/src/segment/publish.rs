@@ -6,7 +6,10 @@
 //! * what is written comes from this process alone, so a predecessor's buffers are never inherited.
 
 use std::{
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -29,6 +32,8 @@ pub struct Publisher {
     counters: Arc<Counters>,
     progress: Mutex<Progress>,
     changed: Condvar,
+    /// Whether the keys of the name are this engine's.
+    announced: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -44,8 +49,8 @@ struct Progress {
 impl Publisher {
     /// A writer; nothing is written yet.
     pub fn new(own: Arc<OwnSegment>, discovery: Arc<Discovery>, ctl: Arc<Ctl>, counters: Arc<Counters>) -> Arc<Self> {
-        let (progress, changed) = (Mutex::default(), Condvar::new());
-        Arc::new(Publisher { own, discovery, ctl, counters, progress, changed })
+        let (progress, changed, announced) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
+        Arc::new(Publisher { own, discovery, ctl, counters, progress, changed, announced })
     }
 
     /// Publishes the present state of the region table. With `p2p` that is no more than marking the text as old.
@@ -141,18 +146,22 @@ impl Publisher {
         let value = self.value_of(&meta.encode());
         let put = take_over(self.discovery.store.as_ref(), &key, &value, Lifetime::Session);
         put.await.map_err(|error| self.discovery.failed(&error))?;
+        self.announced.store(true, Ordering::Release);
         self.write().await
     }
 
-    /// Removes both keys, control address first.
+    /// Removes both keys, control address first, unless they are somebody else's by now.
     ///
     /// # Errors
     /// [`TransferError::Metadata`].
     pub async fn withdraw(&self) -> Result<(), TransferError> {
-        if self.discovery.p2p {
+        if self.discovery.p2p || !self.announced.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
         let name = &self.own.identity().segment;
+        if self.discovery.control_address(name).await?.is_some_and(|owner| owner != self.own.control) {
+            return Ok(());
+        }
         for key in [self.discovery.keys.rpc_meta(name), self.discovery.keys.ram(name)] {
             self.discovery.store.remove(&key).await.map_err(|error| self.discovery.failed(&error))?;
         }

@@ -6,6 +6,7 @@
 pub mod cma;
 pub mod fake;
 pub mod local;
+pub mod mooncake_tcp;
 pub mod shm;
 pub mod tcp;
 
