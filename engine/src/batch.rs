@@ -23,7 +23,7 @@ use std::{
 
 use tidewire_core::{BatchStatus, ErrorClass, TaskState, TaskStatus, TransferError};
 
-use crate::memory::{RegionPin, lock};
+use crate::memory::{LocalRegion, RegionPin, lock};
 
 /// Bit of [`BatchCore::open`] that stands for the closing step.
 const CLOSING: usize = 1 << (usize::BITS - 2);
@@ -96,6 +96,16 @@ impl BatchCore {
     pub fn is_settled(&self) -> bool {
         // Acquire pairs with the AcqRel of `release`: who sees zero sees the bytes of every slice.
         self.open.load(Ordering::Acquire) == 0
+    }
+
+    /// Bytes of settled slices.
+    pub fn bytes_settled(&self) -> u64 {
+        self.bytes_done.load(Ordering::Acquire)
+    }
+
+    /// Whether the batch holds a pin of `region`.
+    pub fn holds(&self, region: &Arc<LocalRegion>) -> bool {
+        lock(&self.inner).pins.iter().any(|pin| Arc::ptr_eq(pin.region(), region))
     }
 
     /// Opens a submit of the given numbers of slices per new task; the batch cannot settle before the guard is dropped.

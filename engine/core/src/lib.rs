@@ -19,3 +19,4 @@ pub use id::{BatchId, Generation, SegmentId};
 pub use location::Location;
 pub use range::ByteRange;
 pub use request::{BatchStatus, Notify, Opcode, TaskState, TaskStatus, TransferRequest};
+pub use select::TransportKind;

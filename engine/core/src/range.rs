@@ -10,6 +10,9 @@ pub struct ByteRange {
 }
 
 impl ByteRange {
+    /// All addresses; stands for "no range in particular" in errors.
+    pub const MAX: ByteRange = ByteRange { addr: 0, len: u64::MAX };
+
     /// Checks a range; `None` if it is empty or its end leaves the address space.
     pub fn new(addr: u64, len: u64) -> Option<Self> {
         (len != 0 && addr.checked_add(len).is_some()).then_some(ByteRange { addr, len })

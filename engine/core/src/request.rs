@@ -84,3 +84,17 @@ pub struct BatchStatus {
     /// The first error of the batch.
     pub error: Option<TransferError>,
 }
+
+impl BatchStatus {
+    /// The status of a completed batch, or the first error of one that is not.
+    ///
+    /// # Errors
+    /// The batch's error; [`TransferError::Internal`] if it is still in flight.
+    pub fn into_result(self) -> Result<BatchStatus, TransferError> {
+        match (self.state, &self.error) {
+            (TaskState::Completed, _) => Ok(self),
+            (_, Some(error)) => Err(error.clone()),
+            (_, None) => Err(TransferError::Internal { reason: "batch is in flight and has no error" }),
+        }
+    }
+}

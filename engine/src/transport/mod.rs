@@ -18,41 +18,12 @@ use std::{
 
 use tidewire_core::{ByteRange, Generation, Opcode, TransferError, mooncake::descriptor::SegmentDescriptor};
 
+pub use tidewire_core::select::TransportKind;
+
 use crate::{
     batch::{BatchCore, SliceToken},
     memory::LocalRegion,
 };
-
-/// Which sibling.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum TransportKind {
-    /// This process's own segment.
-    Local,
-    /// Memory the peer's engine allocated, mapped here.
-    Shm,
-    /// Any memory of a process on this host, by `process_vm_readv` and `process_vm_writev`.
-    Cma,
-    /// TCP, native protocol.
-    Tcp,
-    /// TCP, Mooncake's protocol.
-    MooncakeTcp,
-    /// Scripted transport for tests.
-    Fake,
-}
-
-impl TransportKind {
-    /// Name in descriptors, settings, logs and status.
-    pub fn name(self) -> &'static str {
-        match self {
-            TransportKind::Local => "local",
-            TransportKind::Shm => "shm",
-            TransportKind::Cma => "cma",
-            TransportKind::Tcp => "tcp",
-            TransportKind::MooncakeTcp => "mooncake-tcp",
-            TransportKind::Fake => "fake",
-        }
-    }
-}
 
 /// What a link takes; must match what its `submit` accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,67 @@
+//! Follows the store where it can be watched: a descriptor that vanished or changed marks its segment.
+//!
+//! The store is not believed alone, because a frozen or restarted store must cost no transfer in flight: when a descriptor
+//! vanishes its owner is asked for a sign of life, and only if it gives none are the open slices ended.
+
+use std::sync::{Arc, Weak};
+
+use tidewire_core::mooncake::descriptor::SegmentDescriptor;
+
+use super::{discovery::Discovery, table::SegmentTable};
+use crate::metadata::WatchEvent;
+
+/// Follows the store until it is closed or the table is gone. Ends at once where the store cannot be watched.
+pub async fn follow(discovery: Arc<Discovery>, table: Weak<SegmentTable>) {
+    if !discovery.store.capabilities().watch {
+        return;
+    }
+    let mut events = match discovery.store.watch(discovery.keys.prefix()).await {
+        Ok(events) => events,
+        Err(error) => {
+            tracing::warn!(%error, "segments are not watched; a lost peer is noticed by its link");
+            return;
+        }
+    };
+    while let Some(event) = events.recv().await {
+        let Some(table) = table.upgrade() else { return };
+        match event {
+            WatchEvent::Put(entry) => note_put(&discovery, &table, &entry.key, &entry.value),
+            WatchEvent::Removed { key } => note_removed(&discovery, &table, &key),
+        }
+    }
+}
+
+fn note_put(discovery: &Discovery, table: &SegmentTable, key: &str, value: &[u8]) {
+    let Some(segment) = discovery.keys.segment_of(key).and_then(|name| table.by_name(name)) else { return };
+    let Ok(descriptor) = SegmentDescriptor::decode(value) else { return };
+    let generation = |d: &SegmentDescriptor| d.tidewire.as_ref().map(|native| native.generation.clone());
+    let known = segment.resolved().descriptor;
+    if generation(&descriptor) != generation(&known) {
+        tracing::info!(segment = %segment.name(), "segment was published by a new process");
+        segment.mark_stale();
+    }
+}
+
+fn note_removed(discovery: &Arc<Discovery>, table: &SegmentTable, key: &str) {
+    let Some(segment) = discovery.keys.segment_of(key).and_then(|name| table.by_name(name)) else { return };
+    if segment.id() == tidewire_core::SegmentId::LOCAL {
+        return;
+    }
+    segment.mark_stale();
+    if segment.present_links().is_none() {
+        return;
+    }
+    let discovery = Arc::clone(discovery);
+    tokio::spawn(async move {
+        let address = segment.resolved().address;
+        match discovery.client.probe(&address).await {
+            Ok(()) => tracing::warn!(segment = %segment.name(), peer = %address,
+                "descriptor vanished from the store, but the peer is there"),
+            Err(error) => {
+                tracing::warn!(segment = %segment.name(), peer = %address, error = %error.chain(),
+                    "descriptor vanished from the store and the peer does not answer");
+                segment.close(false);
+            }
+        }
+    });
+}
