@@ -138,7 +138,7 @@ impl Plan {
         let internal = TransferError::Internal { reason: "segment of a checked request is gone" };
         let aim = self.segments.get_mut(index).ok_or(internal)?;
         let path = loop {
-            match aim.links.paths.iter().position(|path| path.link.accepts(&target)) {
+            match aim.links.paths.iter().position(|path| path.link.accepts(target)) {
                 Some(path) => break path,
                 None => aim.links = aim.segment.extend(&engine.connector, &aim.links)?,
             }

@@ -59,7 +59,7 @@ impl TcpLink {
         let mut looked = Instant::now();
         loop {
             let before = self.open_slices();
-            self.step_all(&mut settled);
+            let bulk = self.step_all(&mut settled);
             if batch.is_settled() {
                 return;
             }
@@ -77,29 +77,34 @@ impl TcpLink {
                 spin_until = spin_until.map(|_| now + how.spin);
             }
             match spin_until {
-                Some(until) if now < until => std::hint::spin_loop(),
+                Some(until) if now < until && !bulk => std::hint::spin_loop(),
                 _ => self.sleep(how.deadline),
             }
         }
     }
 
-    /// One pass over all streams.
-    fn step_all(&self, settled: &mut Settled) {
+    /// One pass over all streams; whether bulk data is on its way in.
+    fn step_all(&self, settled: &mut Settled) -> bool {
+        let mut bulk = false;
         for stream in &self.streams {
             let outcome = {
                 let mut state = lock(&stream.state);
                 if !state.conn.as_ref().is_some_and(|c| c.expects() || c.wants_write()) {
                     continue;
                 }
-                self.step(stream, &mut state, settled)
+                let outcome = self.step(stream, &mut state, settled);
+                bulk |= state.conn.as_ref().is_some_and(|c| c.expects_bulk());
+                outcome
             };
             if let Err(failure) = outcome {
                 self.settle(settled);
-                return self.fail(failure);
+                self.fail(failure);
+                return false;
             }
         }
         self.pump();
         self.settle(settled);
+        bulk
     }
 
     /// Sleeps until a stream is ready, somebody kicks, or it is time to look at the heartbeats.
@@ -114,7 +119,8 @@ impl TcpLink {
                 raw.push((Arc::clone(&conn.socket), flags));
             }
         }
-        let mut fds: Vec<PollFd<'_>> = raw.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), *flags)).collect();
+        let mut fds: Vec<PollFd<'_>> =
+            raw.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), *flags)).collect();
         fds.push(PollFd::from_borrowed_fd(self.kick.as_fd(), PollFlags::IN));
         let wait = deadline.saturating_duration_since(Instant::now()).min(LOOK);
         let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) };

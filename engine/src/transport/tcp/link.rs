@@ -118,10 +118,7 @@ impl TcpLink {
             reason,
         };
         let extension = peer.descriptor.tidewire.as_ref().filter(|e| e.data_port != 0).ok_or_else(|| {
-            TransferError::Unavailable {
-                what: "tcp".into(),
-                reason: "the peer publishes no native data port".into(),
-            }
+            TransferError::Unavailable { what: "tcp".into(), reason: "the peer publishes no native data port".into() }
         })?;
         let (token, generation) = credentials(extension)
             .ok_or_else(|| unreachable("token or generation in its descriptor is malformed".into()))?;
@@ -308,12 +305,7 @@ impl TcpLink {
     }
 
     /// Receives and sends what is possible on one stream.
-    pub(super) fn step(
-        &self,
-        stream: &Stream,
-        state: &mut StreamState,
-        settled: &mut Settled,
-    ) -> Result<(), Failure> {
+    pub(super) fn step(&self, stream: &Stream, state: &mut StreamState, settled: &mut Settled) -> Result<(), Failure> {
         let Some(conn) = &mut state.conn else { return Ok(()) };
         let mut ended = Vec::new();
         let result = conn.flush().and_then(|()| conn.receive(self.options.frame_bytes, &mut ended).map(|_| ()));
@@ -552,8 +544,7 @@ impl Link for TcpLink {
         }
         {
             let mut pending = lock(&self.pending);
-            let (ours, others): (VecDeque<_>, VecDeque<_>) =
-                pending.drain(..).partition(|s| s.token.is_of(batch));
+            let (ours, others): (VecDeque<_>, VecDeque<_>) = pending.drain(..).partition(|s| s.token.is_of(batch));
             *pending = others;
             self.queued.store(pending.len(), Ordering::Release);
             settled.extend(ours.into_iter().map(|s| (error(s.target), s)).map(|(e, s)| (s, Some(e))));

@@ -12,6 +12,8 @@ mod server;
 mod server_conn;
 mod socket;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::{
     net::{IpAddr, Ipv4Addr},

@@ -37,6 +37,9 @@ use crate::memory::{LocalRegion, RegionPin, io::Span, lock};
 /// Payload bytes one connection may move before the loop looks at the others.
 const FAIR_BYTES: u64 = 4 << 20;
 
+/// Answers that leave in one send while input goes on.
+const ANSWER_BUNCH: usize = 8;
+
 /// A connection of the target side.
 pub(super) struct ServerConn {
     id: u64,
@@ -175,22 +178,30 @@ impl ServerConn {
         }
     }
 
+    /// Goes on until the socket is used up, the answers back up, or it is time for other connections. Whatever is left
+    /// then is in the socket, never only in the stage: the next readiness comes from the socket.
     fn step(&self, state: &mut State) -> Result<(), End> {
         let mut budget = FAIR_BYTES;
         loop {
             if self.dead.load(Ordering::Acquire) {
                 return Err(End::Refused("closed"));
             }
+            if state.outbound.len() >= MAX_OPEN_FRAMES as usize {
+                self.flush(state)?;
+                if state.outbound.len() >= MAX_OPEN_FRAMES as usize {
+                    return Ok(());
+                }
+            }
             let before = state.inbound.received();
             let step = self.receive(state)?;
-            // Answers leave as soon as the input is used up, so that a burst of requests costs one send.
-            if step == Step::Drained || state.outbound.len() >= 8 {
+            budget = budget.saturating_sub(state.inbound.received() - before);
+            let between_frames = matches!(state.phase, Phase::Header) && !state.inbound.has_staged();
+            let pause = step == Step::Drained || budget == 0 && between_frames;
+            // Answers leave when the input is used up or in bunches, so that a burst of requests costs one send.
+            if pause || state.outbound.len() >= ANSWER_BUNCH {
                 self.flush(state)?;
             }
-            let full = state.outbound.len() >= MAX_OPEN_FRAMES as usize;
-            budget = budget.saturating_sub(state.inbound.received() - before);
-            if step == Step::Drained || full || budget == 0 {
-                self.flush(state)?;
+            if pause {
                 return Ok(());
             }
         }
@@ -288,7 +299,13 @@ impl ServerConn {
         Ok(())
     }
 
-    fn answer_read(&self, state: &mut State, header: FrameHeader, table_len: usize, judged: Result<(), (FrameStatus, u32)>) {
+    fn answer_read(
+        &self,
+        state: &mut State,
+        header: FrameHeader,
+        table_len: usize,
+        judged: Result<(), (FrameStatus, u32)>,
+    ) {
         let mut answer = FrameHeader::bare(FrameKind::ReadData, FrameStatus::Done, header.id);
         let mut frame = state.outbound.frame();
         match judged {
@@ -404,8 +421,7 @@ impl Source for ServerConn {
         if state.socket.is_none() {
             return Next::Remove;
         }
-        if events.intersects(EventFlags::ERR | EventFlags::HUP)
-            && state.socket.as_ref().is_some_and(socket::was_reset)
+        if events.intersects(EventFlags::ERR | EventFlags::HUP) && state.socket.as_ref().is_some_and(socket::was_reset)
         {
             // What waits in the receive buffer is void: its sender gave it up.
             self.end(&mut state);

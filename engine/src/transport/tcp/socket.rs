@@ -15,10 +15,8 @@ use super::TcpOptions;
 pub(super) fn configure(socket: &Socket, options: &TcpOptions) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(30))
-        .with_interval(Duration::from_secs(10))
-        .with_retries(3);
+    let keepalive =
+        TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10)).with_retries(3);
     socket.set_tcp_keepalive(&keepalive)?;
     if options.socket_buffer_bytes != 0 {
         // The kernel caps both at its own limits; a smaller buffer is slower, not wrong.

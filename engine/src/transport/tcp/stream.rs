@@ -35,6 +35,9 @@ use super::{
 };
 use crate::{memory::io::Span, transport::Slice};
 
+/// From here on, incoming data is worth a sleep instead of polling.
+const BULK_BYTES: u64 = 64 << 10;
+
 /// How a frame ended, for the link to settle its slices.
 #[derive(Debug)]
 pub(super) enum Ended {
@@ -152,6 +155,12 @@ impl Conn {
     /// Whether answers are due (or the handshake is).
     pub(super) fn expects(&self) -> bool {
         !self.open.is_empty() || !self.is_ready()
+    }
+
+    /// Whether so much is on its way in that asking the socket over and over only keeps it from receiving.
+    pub(super) fn expects_bulk(&self) -> bool {
+        let reads = self.open.iter().filter(|f| f.opcode == Opcode::Read);
+        reads.map(|f| f.bytes).sum::<u64>() > BULK_BYTES
     }
 
     /// Payload bytes without an answer.

@@ -1,0 +1,366 @@
+//! Two transports in one process over loopback: what is particular to TCP. The rules of every transport are in
+//! `tests/conformance`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, TcpStream},
+};
+
+use tidewire_core::{
+    ByteRange, Generation, Location, Opcode, TaskState,
+    error::RefuseReason,
+    mooncake::descriptor::{NativeExtension, SegmentDescriptor},
+    native::{
+        frame::{FrameHeader, FrameKind, FrameStatus, push_entry},
+        hello::{HELLO_LEN, Hello, Welcome},
+    },
+};
+
+use super::*;
+use crate::{
+    batch::BatchCore,
+    transport::{Drive, Slice},
+};
+
+const GENERATION: Generation = Generation(77);
+const TOKEN: [u8; 16] = [9; 16];
+
+struct End {
+    memory: Vec<u8>,
+    transport: Arc<TcpTransport>,
+    regions: Arc<RegionTable>,
+}
+
+impl End {
+    fn new(len: usize, options: TcpOptions) -> Self {
+        let memory = vec![0; len];
+        let regions = Arc::new(RegionTable::default());
+        regions.register(memory.as_ptr() as u64, len as u64, Location::Any, None).unwrap();
+        let identity = Identity { segment: "end".into(), generation: GENERATION, token: TOKEN, host_id: String::new() };
+        let transport = TcpTransport::start(options, Arc::new(identity), Arc::clone(&regions)).unwrap();
+        End { memory, transport, regions }
+    }
+
+    fn addr(&self) -> u64 {
+        self.memory.as_ptr() as u64
+    }
+
+    fn peer(&self) -> Arc<Peer> {
+        self.peer_with(&"09".repeat(16), GENERATION)
+    }
+
+    fn peer_with(&self, token: &str, generation: Generation) -> Arc<Peer> {
+        let extension = NativeExtension {
+            version: 1,
+            generation: generation.to_string(),
+            token: token.into(),
+            data_port: self.transport.port(),
+            ..Default::default()
+        };
+        let descriptor = SegmentDescriptor { name: "end".into(), tidewire: Some(extension), ..Default::default() };
+        Arc::new(Peer { segment: "end".into(), address: "127.0.0.1:1".into(), descriptor: Arc::new(descriptor) })
+    }
+
+    /// A raw connection past the handshake.
+    fn raw(&self, session: u64, attempt: u32) -> (TcpStream, Welcome) {
+        let mut socket = TcpStream::connect(("127.0.0.1", self.transport.port())).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let hello = Hello {
+            oldest: 1,
+            newest: 1,
+            features: 1,
+            token: TOKEN,
+            generation: GENERATION,
+            session,
+            stream: 0,
+            attempt,
+        };
+        socket.write_all(&hello.encode()).unwrap();
+        let mut answer = [0; HELLO_LEN];
+        socket.read_exact(&mut answer).unwrap();
+        let welcome = Welcome::decode(&answer).unwrap();
+        (socket, welcome)
+    }
+}
+
+fn pair(len: usize, options: TcpOptions) -> (End, End, Arc<dyn Link>) {
+    let (a, b) = (End::new(len, options.clone()), End::new(len, options));
+    let link = a.transport.connect(b.peer()).unwrap();
+    (a, b, link)
+}
+
+fn start(link: &Arc<dyn Link>, opcode: Opcode, ranges: &[(u64, u64, u64)]) -> Arc<BatchCore> {
+    let batch = BatchCore::new(ranges.len());
+    let submit = batch.begin(&vec![1; ranges.len()], vec![], None).unwrap();
+    let mut slices = Vec::new();
+    for (index, (local, target, len)) in ranges.iter().enumerate() {
+        let target = ByteRange::new(*target, *len).unwrap();
+        slices.push(Slice { opcode, local: *local, target, token: submit.token(index, *len) });
+    }
+    link.submit(&mut slices);
+    assert!(slices.is_empty());
+    batch
+}
+
+fn soon() -> Drive {
+    Drive { deadline: Instant::now() + Duration::from_secs(20), spin: Duration::from_micros(20) }
+}
+
+fn frame(kind: FrameKind, id: u64, entries: &[(u64, u64)], payload_len: u64) -> Vec<u8> {
+    let mut table = Vec::new();
+    for (addr, len) in entries {
+        push_entry(&mut table, ByteRange::new(*addr, *len).unwrap());
+    }
+    let header = FrameHeader {
+        kind,
+        checksum: false,
+        entries_or_status: entries.len() as u16,
+        id,
+        payload_len,
+        table_crc_or_entry: crc32c::crc32c(&table),
+    };
+    [header.encode().as_slice(), &table].concat()
+}
+
+#[test]
+fn checksummed_slices_of_odd_sizes_arrive_whole() {
+    let options = TcpOptions { checksum: true, frame_bytes: 100_000, streams: 3, ..Default::default() };
+    let (mut a, b, link) = pair(3 << 20, options);
+    for (i, byte) in a.memory.iter_mut().enumerate() {
+        *byte = (i * 31 + i / 251) as u8;
+    }
+    let mut ranges = Vec::new();
+    let (mut at, mut len) = (0, 1);
+    while at + len < 3 << 20 {
+        ranges.push((a.addr() + at, b.addr() + at, len));
+        (at, len) = (at + len, (len * 7 + 3) % 99_991 + 1);
+    }
+    let batch = start(&link, Opcode::Write, &ranges);
+    assert!(link.drive(&batch, soon()));
+    assert_eq!(batch.status().state, TaskState::Completed, "{:?}", batch.status().error);
+    assert_eq!(a.memory[..at as usize], b.memory[..at as usize]);
+
+    a.memory.fill(0);
+    let batch = start(&link, Opcode::Read, &ranges);
+    assert!(link.drive(&batch, soon()));
+    assert_eq!(batch.status().state, TaskState::Completed, "{:?}", batch.status().error);
+    assert_eq!(a.memory[..at as usize], b.memory[..at as usize]);
+}
+
+#[test]
+fn a_bad_range_fails_alone() {
+    let (a, b, link) = pair(1 << 20, TcpOptions::default());
+    for opcode in [Opcode::Write, Opcode::Read] {
+        let good = (a.addr(), b.addr(), 4096);
+        let beyond = (a.addr(), b.addr() + (1 << 20) - 10, 11);
+        let wild = (a.addr(), 16, 8);
+        let batch = start(&link, opcode, &[good, beyond, good, wild, good]);
+        assert!(link.drive(&batch, soon()));
+        let states: Vec<TaskState> = (0..5).map(|i| batch.task_status(i).unwrap().state).collect();
+        use TaskState::{Completed as C, Failed as F};
+        assert_eq!(states, [C, F, C, F, C]);
+        let error = batch.task_status(1).unwrap().error.unwrap();
+        assert!(matches!(error, TransferError::OutOfBounds { range, .. } if range.len() == 11), "{error}");
+    }
+}
+
+#[test]
+fn strangers_are_refused_by_name() {
+    let (a, b) = (End::new(4096, TcpOptions::default()), End::new(4096, TcpOptions::default()));
+    let refused = |peer| match a.transport.connect(peer) {
+        Err(TransferError::HandshakeRefused { reason, .. }) => reason,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(b.peer_with(&"0a".repeat(16), GENERATION)), RefuseReason::Token);
+    assert_eq!(refused(b.peer_with(&"09".repeat(16), Generation(1))), RefuseReason::Generation);
+    assert_eq!(b.transport.target_status().refused, 2);
+    let malformed = a.transport.connect(b.peer_with("zz", GENERATION)).unwrap_err();
+    assert!(matches!(malformed, TransferError::Unreachable { .. }), "{malformed}");
+}
+
+#[test]
+fn another_protocol_version_is_refused_by_name() {
+    let end = End::new(4096, TcpOptions::default());
+    let mut socket = TcpStream::connect(("127.0.0.1", end.transport.port())).unwrap();
+    let hello = Hello {
+        oldest: 9,
+        newest: 12,
+        features: 0,
+        token: TOKEN,
+        generation: GENERATION,
+        session: 1,
+        stream: 0,
+        attempt: 1,
+    };
+    socket.write_all(&hello.encode()).unwrap();
+    let mut answer = [0; HELLO_LEN];
+    socket.read_exact(&mut answer).unwrap();
+    assert_eq!(Welcome::decode(&answer).unwrap().refused, Some(RefuseReason::Version));
+    assert_eq!(socket.read(&mut answer).unwrap(), 0, "closed after the refusal");
+}
+
+#[test]
+fn garbage_and_malformed_frames_close_only_their_connection() {
+    let (a, b, link) = pair(1 << 16, TcpOptions::default());
+    let mut noise = TcpStream::connect(("127.0.0.1", b.transport.port())).unwrap();
+    noise
+        .write_all(b"GET / HTTP/1.1\r\nHost: example\r\n\r\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx")
+        .unwrap();
+    let mut rest = Vec::new();
+    let _ = noise.read_to_end(&mut rest);
+    assert!(rest.is_empty(), "a stranger gets no answer");
+
+    let too_long = frame(FrameKind::Write, 1, &[(b.addr(), 8)], 1 << 40);
+    let sum = frame(FrameKind::Write, 1, &[(b.addr(), 8)], 9);
+    let mut flipped = frame(FrameKind::Read, 1, &[(b.addr(), 8)], 8);
+    flipped[40] ^= 1;
+    let wrong_way = FrameHeader::bare(FrameKind::WriteDone, FrameStatus::Done, 4).encode().to_vec();
+    for (session, bytes) in [too_long, sum, flipped, wrong_way].into_iter().enumerate() {
+        let (mut socket, _) = b.raw(1000 + session as u64, 1);
+        socket.write_all(&bytes).unwrap();
+        let mut answer = Vec::new();
+        let _ = socket.read_to_end(&mut answer);
+        let header = FrameHeader::decode(&answer).unwrap();
+        assert_eq!((header.kind, header.status()), (FrameKind::Goodbye, FrameStatus::Malformed));
+    }
+    assert_eq!(b.transport.target_status().malformed, 4);
+
+    let batch = start(&link, Opcode::Write, &[(a.addr(), b.addr(), 100)]);
+    assert!(link.drive(&batch, soon()));
+    assert_eq!(batch.status().state, TaskState::Completed);
+}
+
+#[test]
+fn a_half_sent_hello_times_out() {
+    let options = TcpOptions { hello_timeout: Duration::from_millis(200), ..Default::default() };
+    let end = End::new(4096, options);
+    let mut socket = TcpStream::connect(("127.0.0.1", end.transport.port())).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket.write_all(b"TIDEWIRE").unwrap();
+    let mut answer = [0; 1];
+    assert_eq!(socket.read(&mut answer).unwrap(), 0);
+}
+
+#[test]
+fn a_newer_attempt_fences_the_older_one() {
+    let end = End::new(1 << 16, TcpOptions::default());
+    let (mut old, welcome) = end.raw(5, 1);
+    assert_eq!(welcome.refused, None);
+    // Half a write: header and table, 10 of 100 bytes.
+    let mut half = frame(FrameKind::Write, 1, &[(end.addr(), 100)], 100);
+    half.extend_from_slice(&[1; 10]);
+    old.write_all(&half).unwrap();
+    let (_new, welcome) = end.raw(5, 2);
+    assert_eq!(welcome.refused, None);
+    let before = end.memory.clone();
+    let _ = old.write_all(&[1; 90]);
+    let _ = old.shutdown(Shutdown::Write);
+    let mut answer = Vec::new();
+    let _ = old.read_to_end(&mut answer);
+    assert!(answer.is_empty(), "the fenced write is not answered");
+    assert_eq!(end.memory, before, "nothing is placed after the fence");
+
+    // An older attempt that arrives late gets no entry.
+    let mut late = TcpStream::connect(("127.0.0.1", end.transport.port())).unwrap();
+    let hello = Hello {
+        oldest: 1,
+        newest: 1,
+        features: 0,
+        token: TOKEN,
+        generation: GENERATION,
+        session: 5,
+        stream: 0,
+        attempt: 1,
+    };
+    late.write_all(&hello.encode()).unwrap();
+    let mut answer = Vec::new();
+    let _ = late.read_to_end(&mut answer);
+    assert!(answer.is_empty());
+}
+
+#[test]
+fn unregister_ends_a_half_sent_write_and_leaves_the_memory_alone() {
+    let end = End::new(1 << 16, TcpOptions::default());
+    let (mut writer, _) = end.raw(6, 1);
+    let mut half = frame(FrameKind::Write, 1, &[(end.addr(), 1000)], 1000);
+    half.extend_from_slice(&[1; 10]);
+    writer.write_all(&half).unwrap();
+    // The target has the frame once its pin blocks a short unregister.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let region = end.regions.at(end.addr()).unwrap();
+    while end.memory[9] != 1 {
+        assert!(Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    let transport = Arc::clone(&end.transport);
+    let evict = |region: &Arc<LocalRegion>| transport.evict(region, Duration::from_secs(1));
+    end.regions.unregister(end.addr(), Duration::from_millis(100), evict).unwrap();
+    assert!(region.pin().is_none());
+    let before = end.memory.clone();
+    let _ = writer.write_all(&[2; 990]);
+    let mut answer = Vec::new();
+    let _ = writer.read_to_end(&mut answer);
+    assert_eq!(end.memory, before);
+}
+
+#[test]
+fn cancel_fails_one_batch_and_repeats_the_others() {
+    let options = TcpOptions { streams: 1, ..Default::default() };
+    let (a, b, link) = pair(32 << 20, options);
+    let many: Vec<_> = (0..32).map(|i| (a.addr() + (i << 20), b.addr() + (i << 20), 1 << 20)).collect();
+    let doomed = start(&link, Opcode::Write, &many);
+    let kept = start(&link, Opcode::Write, &many[..4]);
+    link.cancel(&doomed, &|_| TransferError::Cancelled);
+    assert!(doomed.is_settled());
+    assert_eq!(doomed.status().state, TaskState::Cancelled);
+    assert!(link.drive(&kept, soon()));
+    assert_eq!(kept.status().state, TaskState::Completed, "{:?}", kept.status().error);
+    assert_eq!(link.open_slices(), 0);
+}
+
+#[test]
+fn a_detached_link_settles_without_a_driver() {
+    let (a, b, link) = pair(8 << 20, TcpOptions::default());
+    for opcode in [Opcode::Write, Opcode::Read] {
+        let batch = start(&link, opcode, &[(a.addr(), b.addr(), 1 << 20), (a.addr() + (4 << 20), b.addr(), 1 << 20)]);
+        link.detach();
+        assert!(batch.park(Instant::now() + Duration::from_secs(20)));
+        assert_eq!(batch.status().state, TaskState::Completed);
+    }
+}
+
+#[test]
+fn many_threads_share_one_link() {
+    let (a, b, link) = pair(16 << 20, TcpOptions::default());
+    std::thread::scope(|scope| {
+        for thread in 0..8u64 {
+            let (link, from, to) = (&link, a.addr() + (thread << 20), b.addr() + (thread << 20));
+            scope.spawn(move || {
+                for round in 0..200u64 {
+                    let opcode = if round % 3 == 0 { Opcode::Read } else { Opcode::Write };
+                    let batch = start(link, opcode, &[(from, to, 4096), (from + 8192, to + 8192, 1 + round * 100)]);
+                    assert!(link.drive(&batch, soon()), "thread {thread} round {round}");
+                    assert_eq!(batch.status().state, TaskState::Completed);
+                }
+            });
+        }
+    });
+    assert_eq!(link.open_slices(), 0);
+}
+
+#[test]
+fn a_peer_that_goes_away_fails_the_open_slices_by_name() {
+    let (a, b, link) = pair(4 << 20, TcpOptions::default());
+    let (port, target) = (b.transport.port(), b.addr());
+    drop(b);
+    let batch = start(&link, Opcode::Write, &[(a.addr(), target, 1 << 20)]);
+    let started = Instant::now();
+    assert!(link.drive(&batch, soon()));
+    assert!(started.elapsed() < Duration::from_secs(3));
+    let error = batch.status().error.unwrap();
+    assert!(matches!(&error, TransferError::PeerDown { segment, .. } if segment == "end"), "{error} (port {port})");
+    assert!(link.failure().is_some());
+    let after = start(&link, Opcode::Write, &[(a.addr(), target, 1)]);
+    assert!(after.is_settled(), "a failed link fails new slices at once");
+}
