@@ -1,1 +1,7 @@
-fn main() {}
+//! `tidewire`: the command-line tool.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tidewire_cli::run_tool()
+}
