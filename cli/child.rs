@@ -124,16 +124,35 @@ impl Child {
         }
     }
 
-    /// Ends the process: closes its stdin, waits, kills it if that did not help.
-    fn end(&mut self) {
-        drop(self.process.stdin.take());
+    /// Waits until a child that was told to end has done so; dropping it then has nothing to do.
+    ///
+    /// # Errors
+    /// [`CliError::Child`] when it takes too long, or ended otherwise than well.
+    pub fn wait_end(mut self) -> Result<(), CliError> {
+        if !self.wait_silence() {
+            return Err(self.failed(&format!("did not end within {} s", GRACE.as_secs())));
+        }
+        match self.process.wait() {
+            Ok(status) if status.success() => Ok(()),
+            _ => Err(self.ended()),
+        }
+    }
+
+    /// Waits until the child's stdout ends, as it does with the child; whether it did.
+    fn wait_silence(&self) -> bool {
         let deadline = Instant::now() + GRACE;
-        // Its stdout ends with it, and with its stdout the channel.
         while let Some(left) = deadline.checked_duration_since(Instant::now()) {
             if let Err(RecvTimeoutError::Disconnected) = self.replies.recv_timeout(left) {
-                break;
+                return true;
             }
         }
+        false
+    }
+
+    /// Ends the process at once: closes its stdin, and kills it if that does not help.
+    fn end(&mut self) {
+        drop(self.process.stdin.take());
+        self.wait_silence();
         // Fails only if the process has ended, which is what is wanted.
         let _ = self.process.kill();
         if let Err(error) = self.process.wait() {

@@ -86,6 +86,7 @@ fn requires_value(command: &Command, name: &str) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use clap::{Args, FromArgMatches};
 
@@ -103,7 +104,7 @@ mod tests {
 
     #[test]
     fn defaults_are_those_of_the_original() {
-        let Ok(flags) = read(&[]).0 else { return assert!(false) };
+        let flags = read(&[]).0.unwrap();
         assert_eq!((flags.block_size, flags.batch_size, flags.threads), (65536, 128, 12));
         assert_eq!((flags.duration, flags.buffer_size, flags.operation), (10.0, 1 << 30, Operation::Read));
         assert_eq!((flags.metadata(), flags.target_name()), ("192.168.3.77:2379", "192.168.3.76"));

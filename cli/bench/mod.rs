@@ -120,6 +120,7 @@ fn partner_name(options: &RigOptions) -> String {
 
 fn open_target(rig: &Rig, name: &str, options: &RigOptions) -> Result<Target, CliError> {
     let segment = rig.engine.open_segment(name).map_err(CliError::transfer(format!("opening segment {name}")))?;
+    rig.engine.connect(segment).map_err(CliError::transfer(format!("connecting to segment {name}")))?;
     let info = rig.engine.segment_info(segment).map_err(CliError::transfer(format!("looking at segment {name}")))?;
     let small = info.buffers.iter().find(|buffer| buffer.len < options.buffer_bytes);
     let reason = match (info.buffers.is_empty(), small) {

@@ -119,7 +119,8 @@ impl Partner {
     /// # Errors
     /// [`CliError::Child`] when it is gone already.
     pub fn end(mut self) -> Result<(), CliError> {
-        self.child.send(&Command::Stop)
+        self.child.send(&Command::Stop)?;
+        self.child.wait_end()
     }
 
     fn ask(&mut self, command: &Command, patience: Duration) -> Result<Reply, CliError> {

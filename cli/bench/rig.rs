@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use tidewire_core::{Location, Opcode, SegmentId, TransferRequest};
+use tidewire_core::{Location, Opcode, SegmentId, TransferError, TransferRequest};
 use tidewire_engine::{Buffer, BufferInfo, Config, TransferEngine, TransportKind};
 
 use super::{flags::Protocol, span::Span};
@@ -40,7 +40,7 @@ pub struct RigOptions {
 pub struct Rig {
     /// The engine.
     pub engine: TransferEngine,
-    /// One buffer per NUMA node. Dropped before the engine would be pointless: a buffer unregisters itself.
+    /// One buffer per NUMA node. A buffer unregisters itself when dropped.
     pub buffers: Vec<Buffer>,
 }
 
@@ -66,9 +66,9 @@ impl Rig {
         let mut buffers = Vec::new();
         for node in 0..numa_nodes() {
             let buffer = engine
-                .allocate(options.buffer_bytes, Location::Cpu(node))
+                .allocate(options.buffer_bytes as usize, Location::Cpu(node))
                 .map_err(CliError::transfer(format!("allocating {} bytes on node {node}", options.buffer_bytes)))?;
-            buffer.fill(BLANK);
+            buffer.fill(BLANK).map_err(CliError::transfer("touching a buffer"))?;
             buffers.push(buffer);
         }
         Ok(Rig { engine, buffers })
@@ -90,7 +90,7 @@ impl Rig {
     pub fn fill(&self, span: Span, pattern: Pattern) -> Result<(), CliError> {
         let mut chunk = vec![0; CHUNK];
         self.for_chunks(span, |buffer, offset, len| {
-            pattern.fill(offset, &mut chunk[..len]);
+            pattern.fill(offset as u64, &mut chunk[..len]);
             buffer.write_at(offset, &chunk[..len])
         })
     }
@@ -103,7 +103,7 @@ impl Rig {
             let mut at = offset;
             while at < offset + span.block_size {
                 let len = (offset + span.block_size - at).min(CHUNK as u64) as usize;
-                buffer.read_at(at, &mut chunk[..len]).map_err(CliError::transfer("reading a buffer"))?;
+                buffer.read_at(at as usize, &mut chunk[..len]).map_err(CliError::transfer("reading a buffer"))?;
                 if let Some(mismatch) = pattern.check(at, &chunk[..len]) {
                     let place = format!("buffer {index}, block {request} of thread {thread}, which starts at {offset}");
                     return Ok(Some((place, mismatch)));
@@ -144,19 +144,16 @@ impl Rig {
         self.engine.shutdown(DRAIN);
     }
 
-    fn for_chunks<E>(
+    fn for_chunks(
         &self,
         span: Span,
-        mut each: impl FnMut(&Buffer, u64, usize) -> Result<(), E>,
-    ) -> Result<(), CliError>
-    where
-        E: Into<tidewire_core::TransferError>,
-    {
+        mut each: impl FnMut(&Buffer, usize, usize) -> Result<(), TransferError>,
+    ) -> Result<(), CliError> {
         for buffer in &self.buffers {
             let mut offset = 0;
             while offset < span.bytes() {
                 let len = (span.bytes() - offset).min(CHUNK as u64) as usize;
-                each(buffer, offset, len).map_err(|error| CliError::transfer("writing a buffer")(error.into()))?;
+                each(buffer, offset as usize, len).map_err(CliError::transfer("writing a buffer"))?;
                 offset += len as u64;
             }
         }

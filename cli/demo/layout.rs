@@ -130,6 +130,7 @@ impl Layout {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
@@ -161,8 +162,7 @@ mod tests {
 
     #[test]
     fn blocks_of_a_layer_do_not_overlap() {
-        let Ok(layout) = Layout::of_file(100, 32) else { return assert!(false) };
-        let layout = Layout { planes: 2, ..layout };
+        let layout = Layout { planes: 2, ..Layout::of_file(100, 32).unwrap() };
         let mut offsets: Vec<u64> =
             (0..2).flat_map(|p| (0..layout.pool_pages).map(move |s| layout.block_offset(p, s))).collect();
         offsets.dedup();

@@ -57,7 +57,7 @@ impl Pool {
         let engine = builder.build().map_err(CliError::transfer(format!("starting segment {}", setup.name)))?;
         let mut layers = Vec::new();
         for layer in 0..layout.layers {
-            let buffer = engine.allocate(layout.layer_bytes(), Location::Cpu(0));
+            let buffer = engine.allocate(layout.layer_bytes() as usize, Location::Cpu(0));
             layers.push(buffer.map_err(CliError::transfer(format!("allocating the pages of layer {layer}")))?);
         }
         let mut table = permutation(setup.seed, layout.pool_pages);
@@ -65,7 +65,7 @@ impl Pool {
         let content = Content::open(&setup.content)?;
         let timeout = Duration::from_millis(setup.timeout_ms);
         let pool = Pool { engine, layers, layout, table, content, timeout };
-        pool.wipe();
+        pool.wipe()?;
         if setup.filled {
             pool.fill()?;
         }
@@ -82,8 +82,11 @@ impl Pool {
     }
 
     /// Makes all memory blank.
-    pub fn wipe(&self) {
-        self.layers.iter().for_each(|buffer| buffer.fill(BLANK));
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn wipe(&self) -> Result<(), CliError> {
+        self.layers.iter().try_for_each(|buffer| buffer.fill(BLANK)).map_err(CliError::transfer("wiping the pages"))
     }
 
     fn fill(&self) -> Result<(), CliError> {
@@ -213,7 +216,7 @@ impl Pool {
                     let used = page.map_or(0, |page| layout.block_len(page)) as usize;
                     let offset = layout.block_offset(plane, slot as u32) + used as u64;
                     let rest = &mut found[used..];
-                    buffer.read_at(offset, rest).map_err(CliError::transfer("reading a page"))?;
+                    buffer.read_at(offset as usize, rest).map_err(CliError::transfer("reading a page"))?;
                     if let Some(mismatch) = compare(&expected[used..], rest) {
                         let place = format!("layer {layer}, plane {plane}, slot {slot}, outside the sequence");
                         return Ok(Some((place, mismatch)));
@@ -277,12 +280,12 @@ impl Pool {
     /// Calls `each` with every block of the sequence, in order: layer, plane, page, buffer, offset, length.
     fn each_block(
         &self,
-        mut each: impl FnMut(u32, u32, u32, &Buffer, u64, usize) -> Result<(), CliError>,
+        mut each: impl FnMut(u32, u32, u32, &Buffer, usize, usize) -> Result<(), CliError>,
     ) -> Result<(), CliError> {
         for (layer, buffer) in (0..).zip(&self.layers) {
             for plane in 0..self.layout.planes {
                 for (page, slot) in (0..).zip(&self.table) {
-                    let offset = self.layout.block_offset(plane, *slot);
+                    let offset = self.layout.block_offset(plane, *slot) as usize;
                     each(layer, plane, page, buffer, offset, self.layout.block_len(page) as usize)?;
                 }
             }

@@ -44,10 +44,7 @@ fn obey(pool: &mut Option<Pool>, command: Command) -> Result<Reply, CliError> {
         Command::Move { peer, direction, message } => {
             pool.transfer(&peer, direction, &message, |bytes| reply(&Reply::Progress { bytes }))
         }
-        Command::Wipe => {
-            pool.wipe();
-            Ok(Reply::Done)
-        }
+        Command::Wipe => pool.wipe().map(|()| Reply::Done),
         Command::Notifications => Ok(Reply::Notified { messages: pool.notifications() }),
         Command::Verify => pool.verify().map(|(crc32c, wrong)| Reply::Verified { crc32c, wrong }),
         Command::Save { path } => pool.save(&path).map(|()| Reply::Done),

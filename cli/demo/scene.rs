@@ -152,7 +152,9 @@ impl Scene {
     /// [`CliError::Child`] when one is gone already.
     pub fn end(mut self) -> Result<(), CliError> {
         self.prefill.child.send(&Command::Stop)?;
-        self.decode.child.send(&Command::Stop)
+        self.decode.child.send(&Command::Stop)?;
+        self.prefill.child.wait_end()?;
+        self.decode.child.wait_end()
     }
 }
 

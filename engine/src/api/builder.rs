@@ -1,6 +1,10 @@
 //! Assembles an engine: control thread, store, control listener, transports, own segment.
 
-use std::sync::{Arc, Mutex, atomic::AtomicBool};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Duration,
+};
 
 use tidewire_core::{
     Generation, TransferError, TransportKind,
@@ -15,7 +19,7 @@ use super::{
     inbox::Inbox,
     table::BatchTable,
     ticker::Ticker,
-    transports,
+    transports::{self, Addresses},
 };
 use crate::{
     config::Config,
@@ -23,7 +27,7 @@ use crate::{
         ClientTimeouts, ControlClient, ControlError, ControlHandler, ControlServer, ServerConfig, listen::PortChoice,
     },
     memory::RegionTable,
-    metadata::{MetadataStore, p2p::P2pStore},
+    metadata::{self, MetadataStore, StoreOptions, StoreUri, p2p::P2pStore, uri},
     observe::Counters,
     runtime::ctl::Ctl,
     segment::{
@@ -34,8 +38,11 @@ use crate::{
         table::SegmentTable,
         watch,
     },
-    transport::{Identity, Transport},
+    transport::{Identity, Transport, shm},
 };
+
+/// What a store may take beyond its own limit before it is given up from outside.
+const STORE_SLACK: Duration = Duration::from_millis(500);
 
 /// Builds a [`TransferEngine`].
 ///
@@ -116,14 +123,14 @@ impl EngineBuilder {
         let inbox = Arc::new(Inbox::new(Arc::clone(&own), discovery.p2p, limit, Arc::clone(&counters)));
         door.open(Arc::clone(&inbox));
 
-        let set = transports::start(&config, &addresses.bind, &addresses.advertised, &identity, &regions, self.given)?;
+        let set = transports::start(&config, &addresses, &identity, &regions, self.given)?;
         own.open(set.endpoints);
-        let newline = config.metadata.starts_with("etcd://") || !config.metadata.contains("://");
         let publisher =
-            Publisher::new(Arc::clone(&own), Arc::clone(&discovery), Arc::clone(&ctl), Arc::clone(&counters), newline);
+            Publisher::new(Arc::clone(&own), Arc::clone(&discovery), Arc::clone(&ctl), Arc::clone(&counters));
         let connector = Arc::new(Connector {
             identity,
             transports: set.started,
+            offered: set.offered,
             discovery: Arc::clone(&discovery),
             ctl: Arc::clone(&ctl),
             counters: Arc::clone(&counters),
@@ -139,6 +146,7 @@ impl EngineBuilder {
             regions,
             connector,
             unavailable: set.unavailable,
+            same_host: set.same_host,
             ctl,
             discovery,
             publisher,
@@ -170,29 +178,52 @@ fn announce(inner: &Arc<EngineInner>) -> Result<(), TransferError> {
     Ok(())
 }
 
-fn open_store(config: &Config, _ctl: &Ctl, given: Option<Arc<dyn MetadataStore>>) -> Result<Discovery, TransferError> {
+fn open_store(config: &Config, ctl: &Ctl, given: Option<Arc<dyn MetadataStore>>) -> Result<Discovery, TransferError> {
     let keys = KeySpace::new(&config.cluster_id);
     let timeouts = ClientTimeouts { connect: config.control_connect_timeout, reply: config.control_timeout };
     let client = ControlClient { timeouts, ..ControlClient::default() };
-    let p2p = given.is_none() && matches!(config.metadata.as_str(), "" | "P2PHANDSHAKE" | "p2p://");
-    let store: Arc<dyn MetadataStore> = match given {
-        Some(store) => store,
-        None if p2p => Arc::new(P2pStore::new(client.clone(), keys.clone())),
-        None => {
-            let (store, reason) = (config.metadata.clone(), "not in this build".to_owned());
-            return Err(TransferError::Metadata { store, reason });
-        }
-    };
-    // A peer that is asked needs as long as a control call; a store has its own limit.
-    let timeout = if p2p { config.control_connect_timeout + config.control_timeout } else { config.store_timeout };
-    Ok(Discovery { store, p2p, keys, client, timeout })
+    let failed =
+        |store: String, error: &dyn std::fmt::Display| TransferError::Metadata { store, reason: error.to_string() };
+    if let Some(store) = given {
+        return Ok(Discovery {
+            store,
+            p2p: false,
+            newline: false,
+            keys,
+            client,
+            timeout: config.store_timeout + STORE_SLACK,
+        });
+    }
+    let uri = uri::parse(&config.metadata).map_err(|error| failed("connection string".to_owned(), &error))?;
+    if uri == StoreUri::P2p {
+        let store = Arc::new(P2pStore::new(client.clone(), keys.clone()));
+        // A peer that is asked needs as long as a control call.
+        let timeout = config.control_connect_timeout + config.control_timeout;
+        return Ok(Discovery { store, p2p: true, newline: false, keys, client, timeout });
+    }
+    let newline = matches!(uri, StoreUri::Etcd(_));
+    let options = store_options(config);
+    let limit = config.store_connect_timeout + config.store_timeout + Duration::from_secs(1);
+    // Its text has no password.
+    let name = uri.to_string();
+    let opened = ctl.run(limit, async move { metadata::open(&uri, &options).await });
+    let opened = opened.map_err(|error| failed(name.clone(), &error))?;
+    let store = opened.map_err(|error| failed(name, &error))?;
+    Ok(Discovery { store, p2p: false, newline, keys, client, timeout: config.store_timeout + STORE_SLACK })
 }
 
-/// What listeners bind and what peers are told.
-#[derive(Debug)]
-struct Addresses {
-    bind: String,
-    advertised: String,
+fn store_options(config: &Config) -> StoreOptions {
+    let set = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+    let mut options = StoreOptions::default();
+    options.lease_ttl = config.lease_ttl;
+    options.connect_timeout = config.store_connect_timeout;
+    options.request_timeout = config.store_timeout;
+    options.etcd_user = set(&config.etcd_user);
+    options.etcd_password = set(&config.etcd_password);
+    options.tls_ca = set(&config.etcd_tls_ca).map(PathBuf::from);
+    options.tls_cert = set(&config.etcd_tls_cert).map(PathBuf::from);
+    options.tls_key = set(&config.etcd_tls_key).map(PathBuf::from);
+    options
 }
 
 impl Addresses {
@@ -245,7 +276,11 @@ fn identity(segment: String) -> Result<Identity, TransferError> {
     let mut token = [0; 16];
     getrandom::fill(&mut token).map_err(failed)?;
     let generation = Generation(getrandom::u64().map_err(failed)?.max(1));
-    Ok(Identity { segment, generation, token, host_id: String::new() })
+    let host_id = shm::host_id().unwrap_or_else(|error| {
+        tracing::warn!(%error, "host has no identity, peers on it are reached over tcp");
+        String::new()
+    });
+    Ok(Identity { segment, generation, token, host_id })
 }
 
 /// Answers the control port before and after the inbox exists.

@@ -31,6 +31,7 @@ use crate::{
         ListedSegment, SegmentInfo, connect::Connector, discovery::Discovery, own::OwnSegment, publish::Publisher,
         table::SegmentTable,
     },
+    transport::shm::SameHost,
 };
 
 /// Moves registered memory between processes. One per process is enough; several do not disturb each other.
@@ -52,6 +53,7 @@ pub(crate) struct EngineInner {
     pub regions: Arc<RegionTable>,
     pub connector: Arc<Connector>,
     pub unavailable: Vec<(TransportKind, String)>,
+    pub same_host: Option<Arc<SameHost>>,
     pub ctl: Arc<Ctl>,
     pub discovery: Arc<Discovery>,
     pub publisher: Arc<Publisher>,
@@ -246,7 +248,7 @@ impl TransferEngine {
             mooncake_port: endpoints.mooncake_port,
             buffers: regions.len(),
             buffer_bytes: regions.iter().map(|region| region.range().len()).sum(),
-            transports: inner.connector.transports.iter().map(|transport| transport.kind()).collect(),
+            transports: inner.connector.offered.clone(),
             unavailable: unavailable
                 .map(|(transport, reason)| UnavailableTransport { transport: *transport, reason: reason.clone() })
                 .collect(),
@@ -350,6 +352,9 @@ impl EngineInner {
         }
         for transport in &self.connector.transports {
             transport.shutdown(deadline.saturating_duration_since(Instant::now()));
+        }
+        if let Some(host) = &self.same_host {
+            host.stop();
         }
         let (store, control) = (Arc::clone(&self.discovery.store), lock(&self.control).take());
         let left = deadline.saturating_duration_since(Instant::now());

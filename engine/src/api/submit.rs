@@ -138,8 +138,9 @@ impl Plan {
         let internal = TransferError::Internal { reason: "segment of a checked request is gone" };
         let aim = self.segments.get_mut(index).ok_or(internal)?;
         let path = loop {
-            match aim.links.paths.iter().position(|path| path.link.accepts(&target)) {
+            match aim.links.paths.iter().position(|path| path.link.accepts(target)) {
                 Some(path) => break path,
+                None if aim.links.rest.is_empty() => break 0, // It says best why it does not take it.
                 None => aim.links = aim.segment.extend(&engine.connector, &aim.links)?,
             }
         };

@@ -48,10 +48,16 @@ pub struct Config {
     pub control_timeout: Duration,
     /// Port of the native data listener; 0: drawn by the kernel.
     pub tcp_port: u16,
-    /// Connections per peer.
+    /// Connections per peer; 0: by the number of cores.
     pub tcp_streams: u32,
-    /// Event-loop threads.
+    /// Event-loop threads; 0: by the number of cores.
     pub tcp_threads: u32,
+    /// Longest payload of one frame.
+    pub tcp_frame_bytes: u32,
+    /// Send and receive buffer of each data socket; 0: what the system chooses.
+    pub tcp_socket_buffer_bytes: u64,
+    /// How long an event loop polls after work before it sleeps.
+    pub tcp_loop_spin: Duration,
     /// Bytes in flight per connection.
     pub tcp_window_bytes: u64,
     /// CRC32C over payloads, end to end.
@@ -133,6 +139,9 @@ impl Config {
             tcp_port: 0,
             tcp_streams: 0,
             tcp_threads: 0,
+            tcp_frame_bytes: 0,
+            tcp_socket_buffer_bytes: 0,
+            tcp_loop_spin: Duration::ZERO,
             tcp_window_bytes: 0,
             tcp_crc: false,
             tcp_connect_timeout: Duration::ZERO,

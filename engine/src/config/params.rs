@@ -47,13 +47,43 @@ pub enum Form {
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// A whole number in a range.
-    Number { default: u64, min: u64, max: u64, set: fn(&mut Config, u64), get: fn(&Config) -> u64 },
+    Number {
+        /// Value when nothing is set.
+        default: u64,
+        /// Lowest value that is accepted.
+        min: u64,
+        /// Highest value that is accepted.
+        max: u64,
+        /// Fills the field.
+        set: fn(&mut Config, u64),
+        /// Reads the field.
+        get: fn(&Config) -> u64,
+    },
     /// `0,false,no,off` or `1,true,yes,on`.
-    Flag { default: bool, set: fn(&mut Config, bool), get: fn(&Config) -> bool },
+    Flag {
+        /// Value when nothing is set.
+        default: bool,
+        /// Fills the field.
+        set: fn(&mut Config, bool),
+        /// Reads the field.
+        get: fn(&Config) -> bool,
+    },
     /// Text.
-    Text { default: &'static str, set: fn(&mut Config, &str), get: fn(&Config) -> &str },
-    /// Transport names, separated by commas.
-    Transports { set: fn(&mut Config, Vec<TransportKind>), get: fn(&Config) -> &[TransportKind] },
+    Text {
+        /// Value when nothing is set.
+        default: &'static str,
+        /// Fills the field.
+        set: fn(&mut Config, &str),
+        /// Reads the field.
+        get: fn(&Config) -> &str,
+    },
+    /// Transport names, separated by commas; empty when nothing is set.
+    Transports {
+        /// Fills the field.
+        set: fn(&mut Config, Vec<TransportKind>),
+        /// Reads the field.
+        get: fn(&Config) -> &[TransportKind],
+    },
 }
 
 const fn same(name: &'static str) -> Alias {
@@ -262,14 +292,43 @@ pub const PARAMS: &[Param] = &[
     number!(
         "TIDEWIRE_TCP_STREAMS",
         tcp_streams: u32,
-        2,
-        1,
+        0,
+        0,
         64,
         "",
         [same("MC_TCP_LANES_PER_PEER"), same("MC_TCP_MAX_CONNECTIONS_PER_PEER")],
-        "Connections per peer of the native protocol."
+        "Connections per peer of the native protocol; 0: by the number of cores."
     ),
-    number!("TIDEWIRE_TCP_THREADS", tcp_threads: u32, 1, 1, 64, "", [same("MC_NUM_TCP_IO_THREADS")], "Event-loop threads."),
+    number!(
+        "TIDEWIRE_TCP_THREADS",
+        tcp_threads: u32,
+        0,
+        0,
+        64,
+        "",
+        [same("MC_NUM_TCP_IO_THREADS")],
+        "Event-loop threads; 0: by the number of cores."
+    ),
+    number!(
+        "TIDEWIRE_TCP_FRAME",
+        tcp_frame_bytes: u32,
+        1 << 20,
+        4096,
+        16 << 20,
+        "bytes",
+        [],
+        "Longest payload of one frame; longer requests are cut."
+    ),
+    number!(
+        "TIDEWIRE_TCP_SOCKET_BUFFER",
+        tcp_socket_buffer_bytes: u64,
+        0,
+        0,
+        1 << 30,
+        "bytes",
+        [],
+        "Send and receive buffer of each data socket; 0: what the system chooses."
+    ),
     number!(
         "TIDEWIRE_TCP_WINDOW",
         tcp_window_bytes: u64,
@@ -293,7 +352,7 @@ pub const PARAMS: &[Param] = &[
     millis!(
         "TIDEWIRE_TCP_HEARTBEAT_INTERVAL_MS",
         tcp_heartbeat_interval,
-        500,
+        1000,
         10,
         600_000,
         [],
@@ -302,7 +361,7 @@ pub const PARAMS: &[Param] = &[
     millis!(
         "TIDEWIRE_TCP_HEARTBEAT_TIMEOUT_MS",
         tcp_heartbeat_timeout,
-        2500,
+        3000,
         50,
         600_000,
         [],
@@ -311,7 +370,7 @@ pub const PARAMS: &[Param] = &[
     number!(
         "TIDEWIRE_TCP_MAX_CONNECTIONS",
         tcp_max_connections: u32,
-        4096,
+        8192,
         1,
         1 << 20,
         "",
@@ -330,6 +389,20 @@ pub const PARAMS: &[Param] = &[
         },
         unit: "us",
         help: "How long a waiting caller polls before it sleeps; 0: it sleeps at once.",
+        secret: false,
+    },
+    Param {
+        name: "TIDEWIRE_TCP_LOOP_SPIN_US",
+        aliases: &[],
+        kind: Kind::Number {
+            default: 20,
+            min: 0,
+            max: 1_000_000,
+            set: |config, value| config.tcp_loop_spin = Duration::from_micros(value),
+            get: |config| config.tcp_loop_spin.as_micros() as u64,
+        },
+        unit: "us",
+        help: "How long an event loop polls after work before it sleeps.",
         secret: false,
     },
     number!(

@@ -36,9 +36,9 @@ fn presence_alias_counts_whatever_its_value() {
 #[test]
 fn value_out_of_range_leaves_the_default_and_is_said() {
     for value in ["0", "65", "-1", "two", ""] {
-        let (config, remarks) = read(&[("TIDEWIRE_TCP_STREAMS", value)]);
+        let (config, remarks) = read(&[("TIDEWIRE_MOONCAKE_LANES", value)]);
         assert_eq!(config, Config::default(), "{value}");
-        assert!(matches!(remarks.as_slice(), [Remark::Ignored { name, .. }] if name == "TIDEWIRE_TCP_STREAMS"));
+        assert!(matches!(remarks.as_slice(), [Remark::Ignored { name, .. }] if name == "TIDEWIRE_MOONCAKE_LANES"));
     }
 }
 

@@ -276,3 +276,6 @@ async fn run<B: SessionBackend>(keeper: Arc<Keeper<B>>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,6 +37,8 @@ pub struct Connector {
     pub identity: Arc<Identity>,
     /// Transports that were started.
     pub transports: Vec<Arc<dyn Transport>>,
+    /// Kinds that links may be made over.
+    pub offered: Vec<TransportKind>,
     /// For reading a descriptor again.
     pub discovery: Arc<Discovery>,
     /// Where discovery runs.
@@ -63,6 +65,7 @@ impl Connector {
     /// is known is tried.
     pub fn connect(&self, mut resolved: Resolved, stale: bool) -> Outcome {
         let mut outcome = Outcome { links: Err(TransferError::Cancelled), fresh: None };
+        let asked = stale;
         if stale {
             match self.resolve(&resolved.name) {
                 Ok(fresh) => {
@@ -83,7 +86,7 @@ impl Connector {
         }
         outcome.links = self.try_all(&resolved);
         let explained = outcome.links.as_ref().err().is_some_and(is_explained_by_restart);
-        if explained && outcome.fresh.is_none() {
+        if explained && !asked {
             return self.connect_fresh(resolved, outcome);
         }
         outcome
@@ -118,26 +121,23 @@ impl Connector {
         Err(self.no_transport(resolved, &choice, refusals))
     }
 
-    /// One more path, for ranges that the present ones do not take.
-    ///
-    /// # Errors
-    /// [`TransferError::NoTransport`] when no other transport connects.
-    pub fn extend(&self, resolved: &Resolved, links: &Links) -> Result<Links, TransferError> {
-        let mut reasons = Vec::new();
+    /// The same links with one more path, for ranges that the present ones do not take. If no other transport connects,
+    /// nothing is left to try.
+    pub fn extend(&self, resolved: &Resolved, links: &Links) -> Links {
+        let (mut paths, mut reason) = (links.paths.clone(), links.reason.clone());
         let mut rest = links.rest.iter().copied();
-        while let Some(kind) = rest.next() {
+        for kind in rest.by_ref() {
             match self.try_one(kind, resolved) {
                 Ok(path) => {
-                    let mut paths = links.paths.clone();
+                    tracing::info!(segment = %resolved.name, transport = %kind, "second link, for ranges the first does not take");
                     paths.push(path);
-                    let reason = format!("{}; {kind} for ranges that it does not take", links.reason);
-                    tracing::info!(segment = %resolved.name, transport = %kind, "second link for ranges the first does not take");
-                    return Ok(Links { paths, rest: rest.collect(), reason });
+                    reason = format!("{reason}; {kind} for ranges that it does not take");
+                    break;
                 }
-                Err(error) => reasons.push(format!("{kind}: {error}")),
+                Err(error) => reason = format!("{reason}; not {kind}: {error}"),
             }
         }
-        Err(TransferError::NoTransport { segment: resolved.name.clone(), reasons: reasons.join("; ") })
+        Links { paths, rest: rest.collect(), reason }
     }
 
     fn try_one(&self, kind: TransportKind, resolved: &Resolved) -> Result<Path, TransferError> {
@@ -153,9 +153,8 @@ impl Connector {
     }
 
     fn choice(&self, resolved: &Resolved) -> Choice {
-        let offered: Vec<TransportKind> = self.transports.iter().map(|t| t.kind()).collect();
         choose(Situation {
-            offered: &offered,
+            offered: &self.offered,
             host_id: &self.identity.host_id,
             own_segment: resolved.generation == Some(self.identity.generation),
             descriptor: &resolved.descriptor,

@@ -66,6 +66,8 @@ pub struct Discovery {
     pub store: Arc<dyn MetadataStore>,
     /// Whether the store is `p2p`: names are addresses and nothing has to be published.
     pub p2p: bool,
+    /// Whether values end with a newline, as Mooncake's do in etcd.
+    pub newline: bool,
     /// Mooncake's keys of the cluster.
     pub keys: KeySpace,
     /// For notifications and probes.

@@ -6,7 +6,10 @@
 //! * what is written comes from this process alone, so a predecessor's buffers are never inherited.
 
 use std::{
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -15,7 +18,7 @@ use tidewire_core::{TransferError, mooncake::rpc_meta::RpcMeta};
 use super::{discovery::Discovery, own::OwnSegment};
 use crate::{
     memory::lock,
-    metadata::{Lifetime, StoreError},
+    metadata::{Lifetime, take_over},
     observe::Counters,
     runtime::ctl::Ctl,
 };
@@ -27,10 +30,10 @@ pub struct Publisher {
     discovery: Arc<Discovery>,
     ctl: Arc<Ctl>,
     counters: Arc<Counters>,
-    /// Whether values end with a newline, as Mooncake's do in etcd.
-    newline: bool,
     progress: Mutex<Progress>,
     changed: Condvar,
+    /// Whether the keys of the name are this engine's.
+    announced: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -45,15 +48,9 @@ struct Progress {
 
 impl Publisher {
     /// A writer; nothing is written yet.
-    pub fn new(
-        own: Arc<OwnSegment>,
-        discovery: Arc<Discovery>,
-        ctl: Arc<Ctl>,
-        counters: Arc<Counters>,
-        newline: bool,
-    ) -> Arc<Self> {
-        let (progress, changed) = (Mutex::default(), Condvar::new());
-        Arc::new(Publisher { own, discovery, ctl, counters, newline, progress, changed })
+    pub fn new(own: Arc<OwnSegment>, discovery: Arc<Discovery>, ctl: Arc<Ctl>, counters: Arc<Counters>) -> Arc<Self> {
+        let (progress, changed, announced) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
+        Arc::new(Publisher { own, discovery, ctl, counters, progress, changed, announced })
     }
 
     /// Publishes the present state of the region table. With `p2p` that is no more than marking the text as old.
@@ -124,18 +121,18 @@ impl Publisher {
     }
 
     /// Writes the control address of the own name. A predecessor that left its entry behind is replaced; one that still
-    /// answers only with `take_over`.
+    /// answers only with `replace_living`.
     ///
     /// # Errors
     /// [`TransferError::Setting`] naming the live owner; [`TransferError::Metadata`].
-    pub async fn announce(&self, take_over: bool) -> Result<(), TransferError> {
+    pub async fn announce(&self, replace_living: bool) -> Result<(), TransferError> {
         if self.discovery.p2p {
             return Ok(());
         }
         let name = &self.own.identity().segment;
         let key = self.discovery.keys.rpc_meta(name);
         if let Some(owner) = self.discovery.control_address(name).await? {
-            if owner != self.own.control && !take_over && self.discovery.client.probe(&owner).await.is_ok() {
+            if owner != self.own.control && !replace_living && self.discovery.client.probe(&owner).await.is_ok() {
                 return Err(TransferError::Setting {
                     name: "local name".to_owned(),
                     reason: format!(
@@ -144,23 +141,27 @@ impl Publisher {
                 });
             }
             tracing::warn!(segment = %name, peer = %owner, "entry of a former owner is replaced");
-            // Mooncake's own server refuses to overwrite this key, so it is removed first.
-            self.discovery.store.remove(&key).await.map_err(|error| self.discovery.failed(&error))?;
         }
         let meta = RpcMeta { ip_or_host_name: self.own.control.host.clone(), rpc_port: self.own.control.port };
-        self.put(&key, &meta.encode()).await?;
+        let value = self.value_of(&meta.encode());
+        let put = take_over(self.discovery.store.as_ref(), &key, &value, Lifetime::Session);
+        put.await.map_err(|error| self.discovery.failed(&error))?;
+        self.announced.store(true, Ordering::Release);
         self.write().await
     }
 
-    /// Removes both keys, control address first.
+    /// Removes both keys, control address first, unless they are somebody else's by now.
     ///
     /// # Errors
     /// [`TransferError::Metadata`].
     pub async fn withdraw(&self) -> Result<(), TransferError> {
-        if self.discovery.p2p {
+        if self.discovery.p2p || !self.announced.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
         let name = &self.own.identity().segment;
+        if self.discovery.control_address(name).await?.is_some_and(|owner| owner != self.own.control) {
+            return Ok(());
+        }
         for key in [self.discovery.keys.rpc_meta(name), self.discovery.keys.ram(name)] {
             self.discovery.store.remove(&key).await.map_err(|error| self.discovery.failed(&error))?;
         }
@@ -168,19 +169,15 @@ impl Publisher {
     }
 
     async fn put(&self, key: &str, json: &[u8]) -> Result<(), TransferError> {
-        let mut value = json.to_vec();
-        if self.newline {
-            value.push(b'\n');
-        }
+        let value = self.value_of(json);
         let put = self.discovery.store.put(key, &value, Lifetime::Session);
         let result = tokio::time::timeout(self.discovery.timeout, put).await;
-        let result = result.unwrap_or_else(|_| {
-            Err(StoreError::Unreachable {
-                store: self.discovery.store.describe(),
-                reason: format!("no answer within {} ms", self.discovery.timeout.as_millis()),
-            })
-        });
-        result.map(drop).map_err(|error| self.discovery.failed(&error))
+        result.map_err(|_| self.late())?.map(drop).map_err(|error| self.discovery.failed(&error))
+    }
+
+    fn value_of(&self, json: &[u8]) -> Vec<u8> {
+        let newline: &[u8] = if self.discovery.newline { b"\n" } else { b"" };
+        [json, newline].concat()
     }
 
     fn late(&self) -> TransferError {

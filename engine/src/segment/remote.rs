@@ -148,30 +148,29 @@ impl Segment {
         self.settle_attempt(outcome)
     }
 
-    /// Links that take `range`: the ones given, or those with one more path.
+    /// The links with one more path, for ranges that the given ones do not take; or what somebody else made meanwhile.
     ///
     /// # Errors
-    /// [`TransferError::NoTransport`] when nothing is left to try.
+    /// [`TransferError::NoTransport`] if the links were lost meanwhile.
     pub fn extend(&self, connector: &Connector, links: &Arc<Links>) -> Result<Arc<Links>, TransferError> {
-        let extended = Arc::new(connector.extend(&self.resolved(), links)?);
-        let mut state = lock(&self.state);
-        match &state.links {
-            Some(present) if Arc::ptr_eq(present, links) => {
-                state.links = Some(Arc::clone(&extended));
-                Ok(extended)
-            }
-            // Somebody else was faster; the path just made is closed by its transport's shutdown at the latest.
-            Some(present) => {
-                let added = extended.paths.last().map(|path| Arc::clone(&path.link));
-                let present = Arc::clone(present);
-                drop(state);
-                if let Some(link) = added {
-                    link.close();
+        let extended = Arc::new(connector.extend(&self.resolved(), links));
+        let present = {
+            let mut state = lock(&self.state);
+            match &state.links {
+                Some(present) if Arc::ptr_eq(present, links) => {
+                    state.links = Some(Arc::clone(&extended));
+                    return Ok(extended);
                 }
-                Ok(present)
+                present => present.clone(),
             }
-            None => Err(TransferError::NoTransport { segment: self.name.clone(), reasons: "link was lost".to_owned() }),
+        };
+        // Somebody else was faster, or the links are gone: nobody knows of the path just made.
+        for path in extended.paths.iter().skip(links.paths.len()) {
+            path.link.close();
         }
+        let lost =
+            || TransferError::NoTransport { segment: self.name.clone(), reasons: "the link was lost".to_owned() };
+        present.ok_or_else(lost)
     }
 
     fn check(&self, state: &State) -> Result<(), TransferError> {

@@ -9,10 +9,12 @@
 
 mod control;
 mod copy;
+mod credentials;
 mod mapping;
 mod remote;
 
 pub(crate) use control::{Access, ControlPage, SLOTS};
 pub(crate) use copy::{copy_forward, copy_local};
+pub(crate) use credentials::peer_credentials;
 pub(crate) use mapping::{FileMapping, PeerMapping};
 pub(crate) use remote::{RemoteCopy, RemoteProcess};

@@ -3,6 +3,11 @@
 //! A [`Transport`] is made once per engine; it makes one [`Link`] per peer. The engine hands a link [`Slice`]s and the
 //! link settles each slice's token exactly once. `docs/ARCHITECTURE.md` says which threads do the work.
 
+pub mod cma;
+pub mod fake;
+pub mod local;
+pub mod mooncake_tcp;
+pub mod shm;
 pub mod tcp;
 
 use std::{
@@ -121,8 +126,9 @@ pub struct Drive {
 pub trait Link: Send + Sync + Debug {
     /// Which sibling.
     fn kind(&self) -> TransportKind;
-    /// Whether it takes slices for `target`. The engine makes a link over the next transport for those it does not.
-    fn accepts(&self, _target: &ByteRange) -> bool {
+    /// Whether slices to `target` may be handed to this link; the others go over the next transport that reaches the peer.
+    /// Does not block; the answer may change as the link learns.
+    fn accepts(&self, _target: ByteRange) -> bool {
         true
     }
     /// Takes slices from the front of `slices`.

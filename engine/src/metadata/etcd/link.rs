@@ -1,8 +1,11 @@
 //! Connection to an etcd cluster: one client, bounded calls, retries of what may be repeated.
 //!
+//! One endpoint is used as long as it answers; a call that it leaves open goes on to the next one. (Spreading the calls
+//! over all endpoints would send a share of them to a member that is frozen.)
+//!
 //! Invariants:
 //! * every call ends within `request_timeout`, its retries included; a frozen server is no exception;
-//! * after a call that timed out the client is made anew, so a connection that died unseen is not used for ever;
+//! * after a call without an answer the client is made anew, so a connection that died unseen is not used for ever;
 //! * a call that must not be repeated is sent once, and its error says that it may have been applied.
 
 use std::{
@@ -23,6 +26,8 @@ use super::super::{StoreError, StoreOptions, uri::EtcdUri};
 const PING: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3));
 /// TCP keep-alive, for connections without a call.
 const TCP_KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Most endpoints that one call tries to reach before its time is over, if they are silent.
+const MAX_SILENT: u32 = 3;
 /// First wait before a retry; doubled each time.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -66,6 +71,8 @@ struct Slot {
     client: Option<Client>,
     /// Counts the clients made, so that only the one that failed is thrown away.
     made: u64,
+    /// Counts the endpoints tried; the rest of the division by their number is the one in use.
+    turn: usize,
 }
 
 impl CallError {
@@ -142,23 +149,33 @@ impl Link {
         if let Some(client) = &slot.client {
             return Ok((client.clone(), slot.made));
         }
-        let connect = Client::connect(&self.endpoints, Some(self.options.clone()));
-        let client = match timeout(self.connect_timeout, connect).await {
-            Ok(Ok(client)) => client,
-            Ok(Err(error)) => return Err(self.failed("connect", "account", &error)),
-            Err(_) => return Err(self.silent(self.connect_timeout)),
+        let endpoint = &self.endpoints[slot.turn % self.endpoints.len()];
+        let limit = self.connect_timeout.min(self.attempt());
+        let failure = match timeout(limit, Client::connect([endpoint], Some(self.options.clone()))).await {
+            Ok(Ok(client)) => {
+                slot.made += 1;
+                slot.client = Some(client.clone());
+                return Ok((client, slot.made));
+            }
+            Ok(Err(error)) => self.failed("connect", "account", &error),
+            Err(_) => self.silent(limit),
         };
-        slot.made += 1;
-        slot.client = Some(client.clone());
-        Ok((client, slot.made))
+        slot.turn += 1;
+        Err(failure)
     }
 
-    /// Throws a client away, if it is still the current one.
+    /// Throws a client away, if it is still the current one; the next is of the next endpoint.
     pub(super) async fn suspect(&self, made: u64) {
         let mut slot = self.slot.lock().await;
-        if slot.made == made {
-            slot.client = None;
+        if slot.made == made && slot.client.take().is_some() {
+            slot.turn += 1;
         }
+    }
+
+    /// How long a call that may be repeated waits for one endpoint.
+    fn attempt(&self) -> Duration {
+        let endpoints = u32::try_from(self.endpoints.len()).unwrap_or(MAX_SILENT);
+        self.request_timeout / (endpoints.min(MAX_SILENT) + 1)
     }
 
     /// Runs one call.
@@ -174,8 +191,7 @@ impl Link {
         F: Future<Output = Result<T, Error>>,
     {
         let deadline = Instant::now() + self.request_timeout;
-        // A repeatable call that hangs is tried on another endpoint while there is time.
-        let attempt = if repeat == Repeat::Yes { self.request_timeout / 2 } else { self.request_timeout };
+        let attempt = if repeat == Repeat::Yes { self.attempt() } else { self.request_timeout };
         let mut wait = RETRY;
         loop {
             let outcome = match timeout_at(deadline, self.client()).await {
@@ -183,7 +199,13 @@ impl Link {
                     let limit = (Instant::now() + attempt).min(deadline);
                     match timeout_at(limit, call(client)).await {
                         Ok(Ok(value)) => return Ok(value),
-                        Ok(Err(error)) => Err(self.failed(operation, key, &error)),
+                        Ok(Err(error)) => {
+                            let failure = self.failed(operation, key, &error);
+                            if failure.is_open() {
+                                self.suspect(made).await;
+                            }
+                            Err(failure)
+                        }
                         Err(_) => {
                             self.suspect(made).await;
                             Err(self.silent(attempt))

@@ -93,7 +93,15 @@ impl Watcher {
 
     /// Makes a stream and tells its changes until it ends.
     async fn stream(&mut self) -> Result<End, StoreError> {
-        let mut stream = self.open().await?;
+        let (mut stream, made) = self.open().await?;
+        let outcome = self.follow_stream(&mut stream).await;
+        if outcome.is_err() {
+            self.backend.link().suspect(made).await;
+        }
+        outcome
+    }
+
+    async fn follow_stream(&mut self, stream: &mut WatchStream) -> Result<End, StoreError> {
         let mut fresh = true;
         loop {
             let message = if fresh {
@@ -138,14 +146,14 @@ impl Watcher {
         }
     }
 
-    async fn open(&self) -> Result<WatchStream, StoreError> {
+    async fn open(&self) -> Result<(WatchStream, u64), StoreError> {
         let link = self.backend.link();
         let (start, end) = range_of(&self.prefix);
         let options = WatchOptions::new().with_range(end).with_start_revision(self.next).with_progress_notify();
         let (client, made) = link.client().await?;
         let mut watch = client.watch_client().max_decoding_message_size(MAX_MESSAGE_BYTES);
         match timeout(link.request_timeout(), watch.watch(start, Some(options))).await {
-            Ok(Ok(stream)) => Ok(stream),
+            Ok(Ok(stream)) => Ok((stream, made)),
             Ok(Err(error)) => {
                 link.suspect(made).await;
                 Err(link.failed("watch", &self.prefix, &error).into())

@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Write,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicU8, Ordering},
     time::Duration,
 };
 
@@ -19,6 +19,15 @@ use super::{
     guard_call, key_query, put_call,
 };
 
+/// No server answered yet.
+const UNKNOWN: u8 = 0;
+/// Mooncake's server answered.
+const PLAIN: u8 = 1;
+/// Our server answered.
+const OURS: u8 = 2;
+/// A key that nobody has: asking for it tells which server answers.
+pub(super) const PROBE_KEY: &str = "tidewire/probe";
+
 /// Connections, the session's name and what is known of the server.
 #[derive(Debug)]
 pub(super) struct HttpBackend {
@@ -26,8 +35,8 @@ pub(super) struct HttpBackend {
     session: String,
     ttl: Duration,
     request_timeout: Duration,
-    /// The last answer was our server's.
-    extension: AtomicBool,
+    /// Which server answered last: 0 none yet, 1 Mooncake's, 2 ours.
+    server: AtomicU8,
 }
 
 impl HttpBackend {
@@ -46,7 +55,7 @@ impl HttpBackend {
             let _ = write!(session, "{byte:02x}");
         }
         let request_timeout = options.request_timeout;
-        HttpBackend { connections, session, ttl: options.lease_ttl, request_timeout, extension: AtomicBool::new(false) }
+        HttpBackend { connections, session, ttl: options.lease_ttl, request_timeout, server: AtomicU8::new(UNKNOWN) }
     }
 
     /// The connections to the server.
@@ -56,13 +65,35 @@ impl HttpBackend {
 
     /// Whether the last answer came from our server.
     pub(super) fn speaks_extension(&self) -> bool {
-        self.extension.load(Ordering::Relaxed)
+        self.server.load(Ordering::Relaxed) == OURS
+    }
+
+    /// Whether the server is ours; asks it if none has answered yet.
+    pub(super) async fn learn_extension(&self) -> Result<bool, StoreError> {
+        if self.server.load(Ordering::Relaxed) == UNKNOWN {
+            self.probe(self.request_timeout).await?;
+        }
+        Ok(self.speaks_extension())
+    }
+
+    /// Asks which server it is.
+    pub(super) async fn probe(&self, limit: Duration) -> Result<(), StoreError> {
+        let answer = self.call(&Call::new(Method::GET, key_query(PROBE_KEY)), limit).await?;
+        match answer.status {
+            StatusCode::OK | StatusCode::NOT_FOUND => Ok(()),
+            _ => Err(self.refused("open", PROBE_KEY, &answer)),
+        }
     }
 
     /// Sends a request and notes which server answered.
     pub(super) async fn call(&self, call: &Call, limit: Duration) -> Result<Answer, StoreError> {
         let answer = self.connections.call(call, limit).await?;
-        self.extension.store(answer.is_ours(), Ordering::Relaxed);
+        if answer.is_ours() {
+            self.server.store(OURS, Ordering::Relaxed);
+        } else if matches!(answer.status, StatusCode::OK | StatusCode::NOT_FOUND) {
+            // Other answers may be of a proxy between.
+            self.server.store(PLAIN, Ordering::Relaxed);
+        }
         Ok(answer)
     }
 

@@ -36,8 +36,6 @@ use crate::memory::lock;
 
 /// Longest connect, as Mooncake has it.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
-/// A key that nobody has: asking for it tells which server answers.
-const PROBE_KEY: &str = "tidewire/probe";
 
 /// Client of one HTTP metadata server.
 pub struct HttpStore {
@@ -65,12 +63,9 @@ impl HttpStore {
         let keeper = Keeper::new(backend.clone(), options.lease_ttl, stop.signal(), runtime);
         let request_timeout = options.request_timeout;
         let store = HttpStore { backend, keeper, request_timeout, unleased: Mutex::default(), stop };
-        let probe = Call::new(Method::GET, key_query(PROBE_KEY));
-        match store.backend.call(&probe, options.connect_timeout).await {
-            Ok(answer) if matches!(answer.status, StatusCode::OK | StatusCode::NOT_FOUND) => {}
-            Ok(answer) => return Err(store.backend.refused("open", PROBE_KEY, &answer)),
-            Err(_) if options.open_without_server => {}
-            Err(error) => return Err(error),
+        match store.backend.probe(options.connect_timeout).await {
+            Err(StoreError::Unreachable { .. }) if options.open_without_server => {}
+            outcome => outcome?,
         }
         Ok(store)
     }
@@ -87,8 +82,8 @@ impl HttpStore {
         })
     }
 
-    fn extension(&self, operation: &'static str) -> Result<(), StoreError> {
-        if self.backend.speaks_extension() {
+    async fn extension(&self, operation: &'static str) -> Result<(), StoreError> {
+        if self.backend.learn_extension().await? {
             Ok(())
         } else {
             Err(StoreError::Unsupported { store: self.describe(), operation })
@@ -100,7 +95,7 @@ impl HttpStore {
     }
 
     async fn put_any(&self, key: &str, value: &[u8], lifetime: Lifetime) -> Result<u64, StoreError> {
-        if lifetime == Lifetime::Session && self.backend.speaks_extension() {
+        if lifetime == Lifetime::Session && self.backend.learn_extension().await? {
             return Ok(self.keeper.put(key, value, None).await?.unwrap_or_default());
         }
         self.keeper.forget(key).await;
@@ -123,7 +118,7 @@ impl HttpStore {
         value: &[u8],
         lifetime: Lifetime,
     ) -> Result<Option<u64>, StoreError> {
-        self.extension("compare_and_put")?;
+        self.extension("compare_and_put").await?;
         if lifetime == Lifetime::Session {
             return self.keeper.put(key, value, Some(expect)).await;
         }
@@ -198,14 +193,14 @@ impl MetadataStore for HttpStore {
 
     fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<Entry>> {
         Box::pin(self.timed(async move {
-            self.extension("list")?;
+            self.extension("list").await?;
             Ok(self.backend.list(prefix).await?.1)
         }))
     }
 
     fn watch<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, mpsc::Receiver<WatchEvent>> {
         Box::pin(self.timed(async move {
-            self.extension("watch")?;
+            self.extension("watch").await?;
             let (revision, listing) = self.backend.list(prefix).await?;
             let (sender, receiver) = mpsc::channel(WATCH_DEPTH);
             let watcher = Watcher::new(self.backend.clone(), prefix, revision, &listing, sender);

@@ -1,0 +1,8 @@
+//! The public API, over real transports on loopback and over a scripted one.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "tests")]
+
+mod deadlines;
+mod discovery;
+mod requests;
+mod support;
+mod transfer;

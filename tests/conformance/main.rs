@@ -1,0 +1,5 @@
+//! Conformance: the rules of a trait, run over every implementation of it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "tests")]
+
+mod metadata;
+mod transport;

@@ -1,0 +1,1 @@
+//! What only the same-host transports promise.
