@@ -10,7 +10,6 @@
 //! * at most [`MAX_REPLIES`] replies wait, and at most one stage of bytes that are not served yet.
 
 use std::{
-    collections::VecDeque,
     io,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
@@ -21,10 +20,10 @@ use rustix::event::epoll::EventFlags;
 use socket2::SockRef;
 use tidewire_core::{
     Opcode,
-    mooncake::data::{DataHeader, DataStatus, HEADER_BYTES, STATUS_BYTES},
+    mooncake::data::{DataHeader, DataStatus, HEADER_BYTES},
 };
 
-use super::target::Counters;
+use super::{replies::Replies, target::Counters};
 use crate::memory::{
     LocalRegion, RegionPin, RegionTable,
     io::{Cursor, Parts, Span},
@@ -63,20 +62,6 @@ struct Receiving {
     pin: RegionPin,
 }
 
-#[derive(Debug)]
-struct Reply {
-    status: Option<[u8; STATUS_BYTES]>,
-    status_sent: usize,
-    body: Cursor,
-    pin: Option<RegionPin>,
-}
-
-impl Reply {
-    fn status_left(&self) -> &[u8] {
-        self.status.as_ref().and_then(|status| status.get(self.status_sent..)).unwrap_or_default()
-    }
-}
-
 /// A connection.
 #[derive(Debug)]
 pub(super) struct Inbound {
@@ -84,8 +69,7 @@ pub(super) struct Inbound {
     /// Bytes received and not served: part of a header, or requests that have to wait.
     leftover: Vec<u8>,
     receiving: Option<Receiving>,
-    replies: VecDeque<Reply>,
-    reads_waiting: usize,
+    replies: Replies,
     /// The next request has to wait for replies to leave.
     stalled: bool,
     /// A request was refused: nothing more is served.
@@ -111,8 +95,7 @@ impl Inbound {
             socket,
             leftover: Vec::new(),
             receiving: None,
-            replies: VecDeque::new(),
-            reads_waiting: 0,
+            replies: Replies::default(),
             stalled: false,
             refused: false,
             silent: false,
@@ -143,9 +126,8 @@ impl Inbound {
 
     /// Whether it holds a pin of `region`.
     pub(super) fn holds(&self, region: &Arc<LocalRegion>) -> bool {
-        let replies = self.replies.iter().filter_map(|reply| reply.pin.as_ref());
-        let mut pins = replies.chain(self.receiving.iter().map(|receiving| &receiving.pin));
-        pins.any(|pin| Arc::ptr_eq(pin.region(), region))
+        let receiving = self.receiving.as_ref().is_some_and(|r| Arc::ptr_eq(r.pin.region(), region));
+        receiving || self.replies.hold(region)
     }
 
     /// Closes at once, whatever is under way.
@@ -280,7 +262,8 @@ impl Inbound {
             self.refuse(false, counters);
             return true;
         };
-        self.stalled = self.replies.len() >= MAX_REPLIES || header.opcode == Opcode::Write && self.reads_waiting > 0;
+        let after_reads = header.opcode == Opcode::Write && self.replies.reads_waiting();
+        self.stalled = after_reads || self.replies.len() >= MAX_REPLIES;
         if self.stalled {
             return false;
         }
@@ -297,10 +280,8 @@ impl Inbound {
                 self.receiving = Some(Receiving { body, status_wanted: header.status_wanted, pin });
             }
             Opcode::Read => {
-                let status = header.status_wanted.then(|| DataStatus::Ok.encode());
-                self.reads_waiting += 1;
                 counters.served();
-                self.replies.push_back(Reply { status, status_sent: 0, body, pin: Some(pin) });
+                self.replies.push_read(header.status_wanted, body, pin);
             }
         }
         true
@@ -311,8 +292,7 @@ impl Inbound {
         self.refused = true;
         self.silent = !status_wanted;
         if status_wanted {
-            let status = Some(DataStatus::Rejected.encode());
-            self.replies.push_back(Reply { status, status_sent: 0, body: Cursor::default(), pin: None });
+            self.replies.push_status(DataStatus::Rejected);
         }
     }
 
@@ -322,57 +302,17 @@ impl Inbound {
         if let Some(Receiving { status_wanted, .. }) = done {
             counters.served();
             if status_wanted {
-                let status = Some(DataStatus::Ok.encode());
-                self.replies.push_back(Reply { status, status_sent: 0, body: Cursor::default(), pin: None });
+                self.replies.push_status(DataStatus::Ok);
             }
         }
     }
 
     /// Sends replies until the socket is full or none is left.
     fn flush(&mut self, now: Instant) -> Result<(), Gone> {
-        for _ in 0..ROUNDS {
-            let mut parts = Parts::new();
-            for reply in &self.replies {
-                parts.push_bytes(reply.status_left());
-                let room = CALL_BYTES.saturating_sub(parts.bytes());
-                let whole = reply.body.left() == 0 || parts.push_cursor(&reply.body, room);
-                if !whole || parts.is_full() || parts.bytes() >= CALL_BYTES {
-                    break;
-                }
-            }
-            let offered = parts.bytes();
-            if offered == 0 {
-                return Ok(());
-            }
-            match parts.send(self.socket.as_fd()) {
-                Ok(count) => {
-                    self.progress = now;
-                    self.note_sent(count);
-                    if (count as u64) < offered {
-                        return Ok(());
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(_) => return Err(Gone),
-            }
+        if self.replies.send(self.socket.as_fd()).map_err(|_| Gone)? {
+            self.progress = now;
         }
         Ok(())
-    }
-
-    fn note_sent(&mut self, mut count: usize) {
-        while let Some(reply) = self.replies.front_mut() {
-            let status = count.min(reply.status_left().len());
-            reply.status_sent += status;
-            count -= status;
-            let body = reply.body.left().min(count as u64);
-            reply.body.skip(body);
-            count -= body as usize;
-            if !reply.status_left().is_empty() || reply.body.left() != 0 {
-                return;
-            }
-            self.reads_waiting -= usize::from(reply.pin.is_some());
-            self.replies.pop_front();
-        }
     }
 
     /// After a refusal: version 2 is given time to read the status, so a reset must not overtake it.

@@ -1,6 +1,6 @@
 //! One connection to a target: requests go out back to back, replies come in in the same order.
 //!
-//! A lane owns the requests it was given until each is settled or handed back by [`Lane::take_all`]. Payload moves straight
+//! A lane owns the requests it was given until each is settled or handed back by [`Lane::close`]. Payload moves straight
 //! between the socket and registered memory; several requests share one system call.
 //!
 //! Version 1 has no reply to a write, so there a lane carries one request: after a write it half-closes, and the write is
@@ -8,31 +8,24 @@
 //!
 //! Invariants:
 //! * replies are matched to requests in order; `sent` requests at the front have left completely;
-//! * registered memory is touched only inside [`Lane::ready`], so a lane that is dropped touches nothing.
+//! * registered memory is touched only inside [`Lane::ready`] and [`Lane::send`], so a lane that is dropped touches nothing.
 
 use std::{
     collections::VecDeque,
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
     time::{Duration, Instant},
 };
 
 use rustix::event::epoll::EventFlags;
 use socket2::SockRef;
 use tidewire_core::{
-    ByteRange, Opcode, TransferError,
-    mooncake::data::{DataHeader, DataStatus, HEADER_BYTES, STATUS_BYTES},
+    Opcode,
+    mooncake::data::{DataStatus, HEADER_BYTES, STATUS_BYTES},
 };
 
-use crate::{
-    batch::SliceToken,
-    memory::io::{Cursor, Parts, Span},
-    transport::Slice,
-};
+use super::request::Request;
+use crate::memory::io::Parts;
 
 /// Bytes handed to one system call.
 const CALL_BYTES: u64 = 1 << 20;
@@ -44,73 +37,6 @@ const ROUNDS: usize = 8;
 const WINDOW_REQUESTS: usize = 512;
 /// Bytes on a lane at a time; one request may exceed it.
 const WINDOW_BYTES: u64 = 8 << 20;
-
-/// Counts a request as open until dropped.
-#[derive(Debug)]
-pub(super) struct OpenGuard(Arc<AtomicUsize>);
-
-impl OpenGuard {
-    pub(super) fn new(open: &Arc<AtomicUsize>) -> Self {
-        // Relaxed: a count for status and limits; it orders nothing.
-        open.fetch_add(1, Ordering::Relaxed);
-        OpenGuard(Arc::clone(open))
-    }
-}
-
-impl Drop for OpenGuard {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A slice on its way.
-#[derive(Debug)]
-pub(super) struct Request {
-    pub(super) opcode: Opcode,
-    pub(super) target: ByteRange,
-    /// Connections it was lost on.
-    pub(super) losses: u32,
-    // Declared before the token, so that it is dropped first: who sees the batch settled sees the count.
-    open: OpenGuard,
-    pub(super) token: SliceToken,
-    local: ByteRange,
-    header: [u8; HEADER_BYTES],
-    header_sent: usize,
-    body: Cursor,
-}
-
-impl Request {
-    /// Wraps a slice; `None` (with the token settled by drop) if its local range cannot exist.
-    pub(super) fn new(slice: Slice, open: OpenGuard, status_wanted: bool) -> Option<Self> {
-        let local = ByteRange::new(slice.local, slice.target.len())?;
-        let header = DataHeader::new(slice.opcode, slice.target, status_wanted).encode();
-        let (opcode, target, token) = (slice.opcode, slice.target, slice.token);
-        let mut request =
-            Request { opcode, target, losses: 0, open, token, local, header, header_sent: 0, body: Cursor::default() };
-        request.rewind();
-        Some(request)
-    }
-
-    /// Settles it: every byte is in place.
-    pub(super) fn complete(self) {
-        drop(self.open);
-        self.token.complete();
-    }
-
-    /// Settles it as failed.
-    pub(super) fn fail(self, error: TransferError) {
-        drop(self.open);
-        self.token.fail(error);
-    }
-
-    /// Makes it ready to be sent from the start.
-    pub(super) fn rewind(&mut self) {
-        self.header_sent = 0;
-        self.body.clear();
-        // The batch behind the token pins the region of `local` until the token is settled.
-        self.body.push(Span::pinned(self.local));
-    }
-}
 
 /// How a lane ends.
 #[derive(Debug)]

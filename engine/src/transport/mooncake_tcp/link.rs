@@ -14,8 +14,8 @@ use std::{
 use tidewire_core::{ByteRange, TransferError};
 
 use super::{
-    lane::{OpenGuard, Request},
     poller::Mailbox,
+    request::{OpenGuard, Request},
     worker::Command,
 };
 use crate::{

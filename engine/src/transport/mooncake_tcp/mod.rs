@@ -12,6 +12,8 @@ mod inbound;
 mod lane;
 mod link;
 mod poller;
+mod replies;
+mod request;
 mod target;
 #[cfg(test)]
 mod tests;

@@ -21,9 +21,10 @@ use tidewire_core::{ByteRange, TransferError};
 
 use super::{
     MooncakeTcpOptions,
-    lane::{End, Lane, Request},
+    lane::{End, Lane},
     link::LinkShared,
     poller::{CloseOnDrop, Mailbox, Poller, Slab},
+    request::Request,
 };
 use crate::batch::BatchCore;
 
