@@ -16,8 +16,8 @@ engine = TransferEngine()
 buffers = {}
 
 
-def start(metadata):
-    code = engine.initialize("127.0.0.1", metadata, "tcp", "")
+def start(name, metadata):
+    code = engine.initialize(name, metadata, "tcp", "")
     assert code == 0, code
     return engine.get_rpc_port()
 

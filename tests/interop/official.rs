@@ -1,6 +1,7 @@
 //! An official Mooncake engine in its own process, driven over a pipe.
 
 use std::{
+    ffi::OsString,
     fs,
     io::{BufRead, BufReader, Write},
     path::PathBuf,
@@ -23,17 +24,14 @@ pub struct Official {
     input: ChildStdin,
     answers: Receiver<String>,
     folder: PathBuf,
-    /// Segment name: `127.0.0.1:<control port>`.
+    /// Segment name: `127.0.0.1:<control port>`, or with a store a name of its own.
     pub name: String,
 }
 
 impl Official {
     /// Starts an engine with discovery by `metadata`; `None`, after saying why, if the release is not here.
     pub fn start(metadata: &str, environment: &[(&str, &str)]) -> Option<Self> {
-        let Some(venv) = std::env::var_os("TIDEWIRE_TEST_MOONCAKE_VENV") else {
-            println!("SKIP official Mooncake: TIDEWIRE_TEST_MOONCAKE_VENV is not set");
-            return None;
-        };
+        let venv = venv()?;
         // Unique in this process and over processes.
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let unique = format!("interop-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -43,6 +41,8 @@ impl Official {
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/official.py"))
             .envs(environment.iter().copied())
             .env("MC_LOG_LEVEL", "ERROR")
+            // With a store it would advertise the first interface otherwise.
+            .env("MC_TCP_BIND_ADDRESS", "127.0.0.1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -58,8 +58,15 @@ impl Official {
         });
         let input = child.stdin.take().unwrap();
         let mut official = Official { child, input, answers, folder, name: String::new() };
-        let port = official.call(json!(["start", metadata]));
-        official.name = format!("127.0.0.1:{port}");
+        let host = "127.0.0.1";
+        official.name = match metadata {
+            "P2PHANDSHAKE" => format!("{host}:{}", official.call(json!(["start", host, metadata]))),
+            _ => {
+                let name = format!("official-{}", std::process::id());
+                official.call(json!(["start", name, metadata]));
+                name
+            }
+        };
         Some(official)
     }
 
@@ -117,4 +124,13 @@ impl Drop for Official {
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// Environment that holds the official release; `None`, after saying so, if there is none.
+pub fn venv() -> Option<OsString> {
+    let venv = std::env::var_os("TIDEWIRE_TEST_MOONCAKE_VENV");
+    if venv.is_none() {
+        println!("SKIP official Mooncake: TIDEWIRE_TEST_MOONCAKE_VENV is not set");
+    }
+    venv
 }
