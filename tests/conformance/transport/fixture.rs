@@ -87,6 +87,14 @@ impl Node {
         self.transport.register(&region).unwrap();
     }
 
+    /// Registers the inner part of `memory`, `margin` bytes from both ends: nothing registered is its neighbour.
+    pub fn register_inner(&self, memory: &Arc<SharedAllocation>, margin: u64, shared: bool) {
+        let backing = shared.then(|| memory.window(margin));
+        let (addr, len) = (memory.addr() + margin, memory.len() as u64 - 2 * margin);
+        let region = self.regions.register(addr, len, Location::Any, backing).unwrap();
+        self.transport.register(&region).unwrap();
+    }
+
     pub fn unregister(&self, memory: &SharedAllocation, drain: Duration) -> Result<(), TransferError> {
         let evict = |region: &Arc<_>| self.transport.evict(region, drain);
         self.regions.unregister(memory.addr(), drain, evict).map(|_| ())
@@ -203,16 +211,26 @@ pub fn patterned(len: usize, seed: u64) -> Arc<SharedAllocation> {
     memory
 }
 
-/// Bytes that differ from place to place.
+/// Bytes that differ from place to place: random blocks of a prime length, each with its number.
 pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
+    const BLOCK: usize = 4093;
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let words = (0..len.div_ceil(8)).flat_map(|_| {
+    let words = (0..len.min(BLOCK).div_ceil(8)).flat_map(|_| {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
         state.to_le_bytes()
     });
-    words.take(len).collect()
+    let block: Vec<u8> = words.take(len.min(BLOCK)).collect();
+    let mut bytes = Vec::with_capacity(len);
+    for number in 0..len.div_ceil(BLOCK.max(1)) {
+        let start = bytes.len();
+        bytes.extend_from_slice(&block[..block.len().min(len - start)]);
+        if let Some(head) = bytes.get_mut(start..start + 8) {
+            head.copy_from_slice(&(number as u64 ^ seed).to_le_bytes());
+        }
+    }
+    bytes
 }
 
 pub fn bytes_of(memory: &SharedAllocation, offset: usize, len: usize) -> Vec<u8> {

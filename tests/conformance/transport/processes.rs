@@ -37,7 +37,7 @@ fn child_entry() {
 }
 
 fn play<F: Fixture>(role: &str) {
-    let mut input = std::io::stdin().lines();
+    let mut input = BufReader::new(std::io::stdin()).lines();
     if role == "target" {
         let node = F::node("child");
         let memory = patterned(LEN, 1);
@@ -237,7 +237,10 @@ pub fn stopped_initiator_resumes_without_harm<F: Fixture>() {
                 let before = bytes_of(&memory, 0, LEN);
                 peer.signal(libc::SIGCONT);
                 let end = peer.hear();
-                assert!(end.contains("OutOfBounds") || end.contains("PeerDown") || end.contains("Unreachable"), "{end}");
+                assert!(
+                    end.contains("OutOfBounds") || end.contains("PeerDown") || end.contains("Unreachable"),
+                    "{end}"
+                );
                 assert!(bytes_of(&memory, 0, LEN) == before, "memory changed after unregister returned");
             }
             Err(TransferError::StillInUse { holder, .. }) => {
