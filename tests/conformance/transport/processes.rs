@@ -21,7 +21,7 @@ use super::fixture::{Cma, Fixture, Op, Shm, ShmMixed, Tcp, bytes_of, pattern, pa
 const FIXTURE: &str = "TIDEWIRE_CONFORMANCE_FIXTURE";
 const ROLE: &str = "TIDEWIRE_CONFORMANCE_ROLE";
 /// Length of the region that children offer and write to.
-const LEN: usize = 32 << 20;
+pub const LEN: usize = 32 << 20;
 
 /// What a child does; not a test of its own.
 #[test]
@@ -89,14 +89,14 @@ fn say(line: &str) {
 }
 
 /// A child that is killed when the test ends, however it ends.
-struct Peer {
+pub struct Peer {
     child: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
 }
 
 impl Peer {
-    fn start<F: Fixture>(role: &str) -> Peer {
+    pub fn start<F: Fixture>(role: &str) -> Peer {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "transport::processes::child_entry", "--nocapture", "--test-threads=1"])
             .env(FIXTURE, F::NAME)
@@ -109,11 +109,11 @@ impl Peer {
         Peer { child, input, output }
     }
 
-    fn tell(&mut self, line: &str) {
+    pub fn tell(&mut self, line: &str) {
         writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    fn hear(&mut self) -> String {
+    pub fn hear(&mut self) -> String {
         loop {
             let mut line = String::new();
             assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "child ended");
@@ -123,16 +123,20 @@ impl Peer {
         }
     }
 
-    fn descriptor(&mut self) -> SegmentDescriptor {
+    pub fn descriptor(&mut self) -> SegmentDescriptor {
         serde_json::from_str(&self.hear()).unwrap()
     }
 
-    fn signal(&self, signal: i32) {
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: i32) {
         // SAFETY: the child is ours and not reaped, so the id is its own.
         assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
     }
 
-    fn stop(&self) {
+    pub fn stop(&self) {
         self.signal(libc::SIGSTOP);
         let stat = format!("/proc/{}/stat", self.child.id());
         wait_for("the child to stop", || {

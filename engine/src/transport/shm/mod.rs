@@ -25,12 +25,18 @@ pub(super) mod link;
 mod reactor;
 mod service;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,
     fmt, fs, io,
     os::unix::fs::MetadataExt,
-    sync::{Arc, Mutex, Weak, mpsc},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -124,7 +130,8 @@ impl SameHost {
             .map_err(|e| TransferError::Unavailable { what: "random numbers".to_owned(), reason: e.to_string() })?;
         let socket_name = format!("tidewire-{:032x}", u128::from_ne_bytes(random));
         let listener = socket::listen_on(&socket_name).map_err(unavailable("abstract unix socket"))?;
-        let service = Arc::new(Service { identity, regions, attached: Mutex::new(HashMap::new()) });
+        let service =
+            Arc::new(Service { identity, regions, attached: Mutex::new(HashMap::new()), fences: AtomicU64::new(0) });
         let (jobs, queue) = mpsc::channel();
         let shared = Shared::new(service, socket_name, options, jobs).map_err(unavailable("epoll"))?;
         let shared = Arc::new(shared);
@@ -163,6 +170,11 @@ impl SameHost {
     /// Peers attached to this engine's memory.
     pub fn attached_peers(&self) -> usize {
         lock(&self.shared.service.attached).len()
+    }
+
+    /// How often a peer had to be cut off because it did not leave a region in time.
+    pub fn fences(&self) -> u64 {
+        self.shared.service.fences.load(Ordering::Relaxed)
     }
 
     /// Closes the links, hangs up on the peers and ends the threads.

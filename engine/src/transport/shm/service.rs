@@ -11,7 +11,10 @@ use std::{
     collections::HashMap,
     io,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, Weak},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
@@ -119,6 +122,8 @@ pub(super) struct Service {
     pub(super) identity: Arc<Identity>,
     pub(super) regions: Arc<RegionTable>,
     pub(super) attached: Mutex<HashMap<u64, Arc<Attached>>>,
+    /// Evictions that had to replace a file.
+    pub(super) fences: AtomicU64,
 }
 
 impl Service {
@@ -265,6 +270,7 @@ impl Service {
                 granted.fenced = true;
             }
         }
+        self.fences.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(range = %region.range(), pids, "same-host peers did not let go, their mapping was cut off");
         Ok(())
     }
