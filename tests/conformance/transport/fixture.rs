@@ -26,7 +26,7 @@ use tidewire_engine::{
 };
 
 /// Longest any rule waits for anything.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What differs between the siblings.
 pub trait Fixture: 'static {
@@ -51,8 +51,8 @@ pub struct Node {
     pub regions: Arc<RegionTable>,
     pub transport: Arc<dyn Transport>,
     pub extension: NativeExtension,
-    /// Whatever else must live as long.
-    pub keep: Box<dyn Any + Send + Sync>,
+    /// Whatever else must live as long; dropped last.
+    _keep: Box<dyn Any + Send + Sync>,
 }
 
 static NODES: AtomicU64 = AtomicU64::new(1);
@@ -256,7 +256,7 @@ impl Fixture for Local {
         let (identity, regions) = (Node::identity(segment), Arc::new(RegionTable::default()));
         let transport = LocalTransport::new(Arc::clone(&regions));
         let extension = Node::extension(&identity, &[TransportKind::Local]);
-        Node { identity, regions, transport, extension, keep: Box::new(()) }
+        Node { identity, regions, transport, extension, _keep: Box::new(()) }
     }
 
     fn pair() -> (Node, Node) {
@@ -266,7 +266,7 @@ impl Fixture for Local {
             regions: Arc::clone(&one.regions),
             transport: Arc::clone(&one.transport),
             extension: one.extension.clone(),
-            keep: Box::new(()),
+            _keep: Box::new(()),
         };
         (one, two)
     }
@@ -280,7 +280,7 @@ impl Fixture for Fake {
         let (identity, regions) = (Node::identity(segment), Arc::new(RegionTable::default()));
         let transport = FakeTransport::new(Arc::clone(&regions));
         let extension = Node::extension(&identity, &[TransportKind::Fake]);
-        Node { identity, regions, transport, extension, keep: Box::new(()) }
+        Node { identity, regions, transport, extension, _keep: Box::new(()) }
     }
 
     fn pair() -> (Node, Node) {
@@ -298,8 +298,8 @@ pub fn same_host(segment: &str, kind: TransportKind, options: SameHostOptions) -
     let mut extension = Node::extension(&identity, &[TransportKind::Shm, TransportKind::Cma]);
     extension.local_socket = host.socket_name().to_owned();
     let transport = if kind == TransportKind::Shm { host.shm() } else { host.cma() };
-    let keep = Box::new(Arc::clone(&host));
-    (Node { identity, regions, transport, extension, keep }, host)
+    let _keep = Box::new(Arc::clone(&host));
+    (Node { identity, regions, transport, extension, _keep }, host)
 }
 
 impl Fixture for Shm {
@@ -348,6 +348,6 @@ impl Fixture for Tcp {
         let mut extension = Node::extension(&identity, &[TransportKind::Tcp]);
         extension.data_host = "127.0.0.1".to_owned();
         extension.data_port = transport.port();
-        Node { identity, regions, transport, extension, keep: Box::new(()) }
+        Node { identity, regions, transport, extension, _keep: Box::new(()) }
     }
 }

@@ -248,9 +248,10 @@ pub fn unregistered_memory_is_left_alone<F: Fixture>() {
     let stop = AtomicBool::new(false);
     let (initiator, local_addr, remote_addr, link) = (&initiator, local.addr(), remote.addr(), &*link);
     std::thread::scope(|scope| {
+        let stop = StopOnDrop(&stop);
         let writer = scope.spawn(|| {
             let (mut done, mut refused) = (0u64, 0u64);
-            while !stop.load(Ordering::Acquire) {
+            while !stop.0.load(Ordering::Acquire) {
                 let ops: Vec<_> = (0..16u64)
                     .map(|i| i * 65_536)
                     .map(|at| Op::write(local_addr + at, remote_addr + at, 65_536))
@@ -275,10 +276,19 @@ pub fn unregistered_memory_is_left_alone<F: Fixture>() {
             }
             target.register(&remote, F::is_shared(0));
         }
-        stop.store(true, Ordering::Release);
+        stop.0.store(true, Ordering::Release);
         let (done, refused) = writer.join().unwrap();
         assert!(done > 0 && refused > 0, "{done} batches done, {refused} refused");
     });
+}
+
+/// Ends the other thread also when this one panics; the scope would wait for it for ever otherwise.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 /// A wrong token, and the generation of an earlier life, are refused with the reason.
