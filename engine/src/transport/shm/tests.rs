@@ -16,6 +16,7 @@ use super::{
     socket::{Packet, Received, connect_to, receive, send_packet},
     *,
 };
+use crate::shm::ControlPage;
 
 fn host(options: SameHostOptions) -> (Arc<SameHost>, Arc<Identity>, Arc<RegionTable>) {
     let identity = Arc::new(Identity {
@@ -49,11 +50,30 @@ fn send_raw(socket: &OwnedFd, bytes: &[u8]) {
     sendmsg(socket, &[IoSlice::new(bytes)], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL).unwrap();
 }
 
-fn attach(host: &SameHost, identity: &Identity) -> OwnedFd {
+fn attach_with_page(host: &SameHost, identity: &Identity) -> (OwnedFd, ControlPage) {
     let socket = connect_to(host.socket_name()).unwrap();
     send_packet(socket.as_fd(), &Packet::new(&hello(identity))).unwrap();
-    assert!(matches!(hear(&socket), Ok(Received::Message(Message::Welcome { .. }, Some(_)))));
-    socket
+    match hear(&socket) {
+        Ok(Received::Message(Message::Welcome { probe_word, .. }, Some(file))) => {
+            let page = ControlPage::attach(file.as_fd()).unwrap();
+            assert_eq!(page.probe_word(), probe_word);
+            (socket, page)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn attach(host: &SameHost, identity: &Identity) -> OwnedFd {
+    attach_with_page(host, identity).0
+}
+
+fn ask(peer: &OwnedFd, addr: u64) -> Message {
+    let range = ByteRange::new(addr, 1).unwrap();
+    send_packet(peer.as_fd(), &Packet::new(&Message::Ask { id: 1, range, want_file: true })).unwrap();
+    match hear(peer) {
+        Ok(Received::Message(message, _)) => message,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -135,10 +155,8 @@ fn region_of_a_peer_that_never_uses_it_is_released_at_once() {
     let memory = crate::memory::alloc::allocate(8192).unwrap();
     regions.register(memory.addr(), 8192, Location::Any, Some(memory.window(0))).unwrap();
     let peer = attach(&host, &identity);
-    let range = ByteRange::new(memory.addr() + 100, 1).unwrap();
-    send_packet(peer.as_fd(), &Packet::new(&Message::Ask { id: 1, range, want_file: true })).unwrap();
-    let granted = match hear(&peer) {
-        Ok(Received::Message(Message::Grant { slot, sequence, region, .. }, Some(_))) => {
+    let granted = match ask(&peer, memory.addr() + 100) {
+        Message::Grant { slot, sequence, region, file_offset: Some(0), .. } => {
             assert_eq!(region, ByteRange::new(memory.addr(), 8192).unwrap());
             (slot, sequence)
         }
@@ -151,8 +169,33 @@ fn region_of_a_peer_that_never_uses_it_is_released_at_once() {
         Ok(Received::Message(Message::Revoke { slot, sequence }, None)) => assert_eq!((slot, sequence), granted),
         other => panic!("{other:?}"),
     }
-    send_packet(peer.as_fd(), &Packet::new(&Message::Ask { id: 2, range, want_file: true })).unwrap();
-    assert!(matches!(hear(&peer), Ok(Received::Message(Message::Deny { id: 2, .. }, None))));
+    assert!(matches!(ask(&peer, memory.addr()), Message::Deny { .. }));
     host.stop();
     assert!(is_hung_up(&peer));
+}
+
+#[test]
+fn shutdown_lets_nobody_in_and_waits_for_who_is_inside() {
+    let (host, identity, regions) = host(SameHostOptions::default());
+    let memory = crate::memory::alloc::allocate(4096).unwrap();
+    regions.register(memory.addr(), 4096, Location::Any, Some(memory.window(0))).unwrap();
+    let (peer, page) = attach_with_page(&host, &identity);
+    let Message::Grant { slot, sequence, .. } = ask(&peer, memory.addr()) else { panic!("no grant") };
+    let inside = page.enter(slot, sequence).unwrap();
+    let (entered, done) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let transport = host.shm();
+        scope.spawn(move || {
+            transport.shutdown(Duration::from_secs(60));
+            entered.send(()).unwrap();
+        });
+        while inside.still_granted() {
+            std::thread::yield_now();
+        }
+        assert!(page.enter(slot, sequence).is_none());
+        assert!(done.recv_timeout(Duration::from_millis(100)).is_err(), "shutdown did not wait");
+        drop(inside);
+        done.recv_timeout(Duration::from_secs(30)).unwrap();
+    });
+    let Message::Deny { .. } = ask(&peer, memory.addr()) else { panic!("granted after shutdown") };
 }
