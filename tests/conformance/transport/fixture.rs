@@ -26,7 +26,7 @@ use tidewire_engine::{
 };
 
 /// Longest any rule waits for anything.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What differs between the siblings.
 pub trait Fixture: 'static {
@@ -51,8 +51,8 @@ pub struct Node {
     pub regions: Arc<RegionTable>,
     pub transport: Arc<dyn Transport>,
     pub extension: NativeExtension,
-    /// Whatever else must live as long.
-    pub keep: Box<dyn Any + Send + Sync>,
+    /// Whatever else must live as long; dropped last.
+    _keep: Box<dyn Any + Send + Sync>,
 }
 
 static NODES: AtomicU64 = AtomicU64::new(1);
@@ -84,6 +84,14 @@ impl Node {
     pub fn register(&self, memory: &Arc<SharedAllocation>, shared: bool) {
         let backing = shared.then(|| memory.window(0));
         let region = self.regions.register(memory.addr(), memory.len() as u64, Location::Any, backing).unwrap();
+        self.transport.register(&region).unwrap();
+    }
+
+    /// Registers the inner part of `memory`, `margin` bytes from both ends: nothing registered is its neighbour.
+    pub fn register_inner(&self, memory: &Arc<SharedAllocation>, margin: u64, shared: bool) {
+        let backing = shared.then(|| memory.window(margin));
+        let (addr, len) = (memory.addr() + margin, memory.len() as u64 - 2 * margin);
+        let region = self.regions.register(addr, len, Location::Any, backing).unwrap();
         self.transport.register(&region).unwrap();
     }
 
@@ -203,16 +211,26 @@ pub fn patterned(len: usize, seed: u64) -> Arc<SharedAllocation> {
     memory
 }
 
-/// Bytes that differ from place to place.
+/// Bytes that differ from place to place: random blocks of a prime length, each with its number.
 pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
+    const BLOCK: usize = 4093;
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let words = (0..len.div_ceil(8)).flat_map(|_| {
+    let words = (0..len.min(BLOCK).div_ceil(8)).flat_map(|_| {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
         state.to_le_bytes()
     });
-    words.take(len).collect()
+    let block: Vec<u8> = words.take(len.min(BLOCK)).collect();
+    let mut bytes = Vec::with_capacity(len);
+    for number in 0..len.div_ceil(BLOCK.max(1)) {
+        let start = bytes.len();
+        bytes.extend_from_slice(&block[..block.len().min(len - start)]);
+        if let Some(head) = bytes.get_mut(start..start + 8) {
+            head.copy_from_slice(&(number as u64 ^ seed).to_le_bytes());
+        }
+    }
+    bytes
 }
 
 pub fn bytes_of(memory: &SharedAllocation, offset: usize, len: usize) -> Vec<u8> {
@@ -238,7 +256,7 @@ impl Fixture for Local {
         let (identity, regions) = (Node::identity(segment), Arc::new(RegionTable::default()));
         let transport = LocalTransport::new(Arc::clone(&regions));
         let extension = Node::extension(&identity, &[TransportKind::Local]);
-        Node { identity, regions, transport, extension, keep: Box::new(()) }
+        Node { identity, regions, transport, extension, _keep: Box::new(()) }
     }
 
     fn pair() -> (Node, Node) {
@@ -248,7 +266,7 @@ impl Fixture for Local {
             regions: Arc::clone(&one.regions),
             transport: Arc::clone(&one.transport),
             extension: one.extension.clone(),
-            keep: Box::new(()),
+            _keep: Box::new(()),
         };
         (one, two)
     }
@@ -262,7 +280,7 @@ impl Fixture for Fake {
         let (identity, regions) = (Node::identity(segment), Arc::new(RegionTable::default()));
         let transport = FakeTransport::new(Arc::clone(&regions));
         let extension = Node::extension(&identity, &[TransportKind::Fake]);
-        Node { identity, regions, transport, extension, keep: Box::new(()) }
+        Node { identity, regions, transport, extension, _keep: Box::new(()) }
     }
 
     fn pair() -> (Node, Node) {
@@ -280,8 +298,8 @@ pub fn same_host(segment: &str, kind: TransportKind, options: SameHostOptions) -
     let mut extension = Node::extension(&identity, &[TransportKind::Shm, TransportKind::Cma]);
     extension.local_socket = host.socket_name().to_owned();
     let transport = if kind == TransportKind::Shm { host.shm() } else { host.cma() };
-    let keep = Box::new(Arc::clone(&host));
-    (Node { identity, regions, transport, extension, keep }, host)
+    let _keep = Box::new(Arc::clone(&host));
+    (Node { identity, regions, transport, extension, _keep }, host)
 }
 
 impl Fixture for Shm {
@@ -330,6 +348,6 @@ impl Fixture for Tcp {
         let mut extension = Node::extension(&identity, &[TransportKind::Tcp]);
         extension.data_host = "127.0.0.1".to_owned();
         extension.data_port = transport.port();
-        Node { identity, regions, transport, extension, keep: Box::new(()) }
+        Node { identity, regions, transport, extension, _keep: Box::new(()) }
     }
 }

@@ -21,7 +21,7 @@ use super::fixture::{Cma, Fixture, Op, Shm, ShmMixed, Tcp, bytes_of, pattern, pa
 const FIXTURE: &str = "TIDEWIRE_CONFORMANCE_FIXTURE";
 const ROLE: &str = "TIDEWIRE_CONFORMANCE_ROLE";
 /// Length of the region that children offer and write to.
-const LEN: usize = 32 << 20;
+pub const LEN: usize = 32 << 20;
 
 /// What a child does; not a test of its own.
 #[test]
@@ -37,7 +37,7 @@ fn child_entry() {
 }
 
 fn play<F: Fixture>(role: &str) {
-    let mut input = std::io::stdin().lines();
+    let mut input = BufReader::new(std::io::stdin()).lines();
     if role == "target" {
         let node = F::node("child");
         let memory = patterned(LEN, 1);
@@ -89,14 +89,14 @@ fn say(line: &str) {
 }
 
 /// A child that is killed when the test ends, however it ends.
-struct Peer {
+pub struct Peer {
     child: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
 }
 
 impl Peer {
-    fn start<F: Fixture>(role: &str) -> Peer {
+    pub fn start<F: Fixture>(role: &str) -> Peer {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "transport::processes::child_entry", "--nocapture", "--test-threads=1"])
             .env(FIXTURE, F::NAME)
@@ -109,11 +109,11 @@ impl Peer {
         Peer { child, input, output }
     }
 
-    fn tell(&mut self, line: &str) {
+    pub fn tell(&mut self, line: &str) {
         writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    fn hear(&mut self) -> String {
+    pub fn hear(&mut self) -> String {
         loop {
             let mut line = String::new();
             assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "child ended");
@@ -123,16 +123,20 @@ impl Peer {
         }
     }
 
-    fn descriptor(&mut self) -> SegmentDescriptor {
+    pub fn descriptor(&mut self) -> SegmentDescriptor {
         serde_json::from_str(&self.hear()).unwrap()
     }
 
-    fn signal(&self, signal: i32) {
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: i32) {
         // SAFETY: the child is ours and not reaped, so the id is its own.
         assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
     }
 
-    fn stop(&self) {
+    pub fn stop(&self) {
         self.signal(libc::SIGSTOP);
         let stat = format!("/proc/{}/stat", self.child.id());
         wait_for("the child to stop", || {
@@ -234,11 +238,14 @@ pub fn stopped_initiator_resumes_without_harm<F: Fixture>() {
         peer.stop();
         match node.unregister(&memory, Duration::from_millis(200)) {
             Ok(()) => {
-                let before = bytes_of(&memory, 0, LEN);
+                memory.fill(0, LEN, 0xA5).unwrap();
                 peer.signal(libc::SIGCONT);
                 let end = peer.hear();
-                assert!(end.contains("OutOfBounds") || end.contains("PeerDown") || end.contains("Unreachable"), "{end}");
-                assert!(bytes_of(&memory, 0, LEN) == before, "memory changed after unregister returned");
+                assert!(
+                    end.contains("OutOfBounds") || end.contains("PeerDown") || end.contains("Unreachable"),
+                    "{end}"
+                );
+                assert!(bytes_of(&memory, 0, LEN) == vec![0xA5; LEN], "memory changed after unregister returned");
             }
             Err(TransferError::StillInUse { holder, .. }) => {
                 assert_eq!(F::NAME, "cma", "only cma may keep a region: {holder}");
@@ -265,7 +272,7 @@ fn written_by_child<F: Fixture>() -> (Peer, super::fixture::Node, Arc<SharedAllo
 }
 
 fn assert_unchanging(memory: &SharedAllocation) {
-    let before = bytes_of(memory, 0, LEN);
+    memory.fill(0, LEN, 0xA5).unwrap();
     std::thread::sleep(Duration::from_millis(20));
-    assert!(bytes_of(memory, 0, LEN) == before);
+    assert!(bytes_of(memory, 0, LEN) == vec![0xA5; LEN]);
 }

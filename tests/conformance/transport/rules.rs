@@ -11,7 +11,7 @@ use std::{
 
 use tidewire_core::{ErrorClass, TaskState, TransferError, error::RefuseReason};
 use tidewire_engine::{
-    memory::alloc::{SharedAllocation, allocate},
+    memory::alloc::SharedAllocation,
     transport::{Drive, fake::FakeTransport},
 };
 
@@ -102,10 +102,13 @@ pub fn many_slices_over_many_regions_all_arrive<F: Fixture>() {
 pub fn out_of_bounds_fails_its_slice_and_harms_no_other<F: Fixture>() {
     let (initiator, target) = F::pair();
     let local = local_memory(&initiator, 64 << 10, 9);
-    let remote = target_memory::<F>(&target, 0, 32 << 10, 10);
+    const MARGIN: usize = 100;
+    let remote = patterned((32 << 10) + 2 * MARGIN, 10);
+    target.register_inner(&remote, MARGIN as u64, F::is_shared(0));
     let unregistered = patterned(4096, 11);
     let link = initiator.connect(&target);
-    let (from, to, end) = (local.addr(), remote.addr(), remote.addr() + (32 << 10));
+    let (from, to) = (local.addr(), remote.addr() + MARGIN as u64);
+    let end = to + (32 << 10);
     let ops = [
         Op::write(from, to, 1000),
         Op::write(from, end - 10, 20),
@@ -117,7 +120,7 @@ pub fn out_of_bounds_fails_its_slice_and_harms_no_other<F: Fixture>() {
         Op::write(from, u64::MAX - 32, 16),
         Op::write(from, to + 4096, 1000),
     ];
-    let before = bytes_of(&remote, 0, 32 << 10);
+    let before = bytes_of(&remote, 0, remote.len());
     let (batch, status) = initiator.run(&*link, &ops);
     assert_eq!(status.open_tasks, 0);
     let states: BTreeMap<usize, _> = (0..ops.len()).map(|i| (i, batch.task_status(i).unwrap())).collect();
@@ -126,16 +129,21 @@ pub fn out_of_bounds_fails_its_slice_and_harms_no_other<F: Fixture>() {
             assert_eq!(task.state, TaskState::Completed, "request {index}: {:?}", task.error);
         } else {
             let range = match task.error {
-                Some(TransferError::OutOfBounds { segment, range, .. }) if F::NAME == "fake" || segment == target.identity.segment => range,
+                Some(TransferError::OutOfBounds { segment, range, .. })
+                    if F::NAME == "fake" || segment == target.identity.segment =>
+                {
+                    range
+                }
                 other => panic!("request {index}: {other:?}"),
             };
             assert_eq!((range.addr(), range.len()), (ops[index].target, ops[index].len));
         }
     }
-    let after = bytes_of(&remote, 0, 32 << 10);
+    let mut expected = before;
     let sent = bytes_of(&local, 0, 1000);
-    assert!(after[..1000] == sent && after[4096..5096] == sent);
-    assert!(after[1000..4096] == before[1000..4096] && after[5096..] == before[5096..]);
+    expected[MARGIN..MARGIN + 1000].copy_from_slice(&sent);
+    expected[MARGIN + 4096..MARGIN + 5096].copy_from_slice(&sent);
+    assert!(bytes_of(&remote, 0, remote.len()) == expected);
     assert!(bytes_of(&unregistered, 0, 4096) == pattern(4096, 11));
     // The link goes on.
     let (_, status) = initiator.run(&*link, &[Op::write(from, to, 100)]);
@@ -178,8 +186,10 @@ pub fn cancel_leaves_nothing_open<F: Fixture>() {
     let remote = target_memory::<F>(&target, 0, LEN, 31);
     let link = initiator.connect(&target);
     for _ in 0..20 {
-        let ops: Vec<_> =
-            (0..64).map(|i| i * (LEN as u64 / 64)).map(|at| Op::write(local.addr() + at, remote.addr() + at, LEN as u64 / 64)).collect();
+        let ops: Vec<_> = (0..64)
+            .map(|i| i * (LEN as u64 / 64))
+            .map(|at| Op::write(local.addr() + at, remote.addr() + at, LEN as u64 / 64))
+            .collect();
         let (doomed, slices) = initiator.prepare(&ops);
         let (other, others) = initiator.prepare(&ops[..8]);
         push(&*link, &doomed, slices);
@@ -206,7 +216,10 @@ pub fn close_settles_every_slice<F: Fixture>() {
     let remote = target_memory::<F>(&target, 0, LEN, 41);
     let link = initiator.connect(&target);
     assert!(link.failure().is_none());
-    let ops: Vec<_> = (0..64).map(|i| i * (LEN as u64 / 64)).map(|at| Op::write(local.addr() + at, remote.addr() + at, LEN as u64 / 64)).collect();
+    let ops: Vec<_> = (0..64)
+        .map(|i| i * (LEN as u64 / 64))
+        .map(|at| Op::write(local.addr() + at, remote.addr() + at, LEN as u64 / 64))
+        .collect();
     let (batch, slices) = initiator.prepare(&ops);
     push(&*link, &batch, slices);
     link.close();
@@ -235,10 +248,14 @@ pub fn unregistered_memory_is_left_alone<F: Fixture>() {
     let stop = AtomicBool::new(false);
     let (initiator, local_addr, remote_addr, link) = (&initiator, local.addr(), remote.addr(), &*link);
     std::thread::scope(|scope| {
+        let stop = StopOnDrop(&stop);
         let writer = scope.spawn(|| {
             let (mut done, mut refused) = (0u64, 0u64);
-            while !stop.load(Ordering::Acquire) {
-                let ops: Vec<_> = (0..16u64).map(|i| i * 65_536).map(|at| Op::write(local_addr + at, remote_addr + at, 65_536)).collect();
+            while !stop.0.load(Ordering::Acquire) {
+                let ops: Vec<_> = (0..16u64)
+                    .map(|i| i * 65_536)
+                    .map(|at| Op::write(local_addr + at, remote_addr + at, 65_536))
+                    .collect();
                 let (_, status) = initiator.run(link, &ops);
                 match status.error {
                     None => done += 1,
@@ -259,10 +276,19 @@ pub fn unregistered_memory_is_left_alone<F: Fixture>() {
             }
             target.register(&remote, F::is_shared(0));
         }
-        stop.store(true, Ordering::Release);
+        stop.0.store(true, Ordering::Release);
         let (done, refused) = writer.join().unwrap();
         assert!(done > 0 && refused > 0, "{done} batches done, {refused} refused");
     });
+}
+
+/// Ends the other thread also when this one panics; the scope would wait for it for ever otherwise.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 /// A wrong token, and the generation of an earlier life, are refused with the reason.

@@ -20,17 +20,24 @@ mod answers;
 mod asks;
 mod attach;
 mod client;
+mod ending;
 mod grants;
 pub(super) mod link;
 mod reactor;
 mod service;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,
     fmt, fs, io,
     os::unix::fs::MetadataExt,
-    sync::{Arc, Mutex, Weak, mpsc},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -48,6 +55,9 @@ use crate::memory::{ForeignAccess, LocalRegion, RegionTable, lock};
 
 /// Longest slice: long enough that the cost per slice vanishes, short enough that a cancellation waits milliseconds.
 const MAX_SLICE_BYTES: u64 = 16 << 20;
+
+/// How long [`SameHost::stop`] waits for peers inside its regions.
+const STOP_DRAIN: Duration = Duration::from_secs(1);
 
 /// Settings of the same-host transports.
 #[derive(Clone, Debug)]
@@ -124,7 +134,13 @@ impl SameHost {
             .map_err(|e| TransferError::Unavailable { what: "random numbers".to_owned(), reason: e.to_string() })?;
         let socket_name = format!("tidewire-{:032x}", u128::from_ne_bytes(random));
         let listener = socket::listen_on(&socket_name).map_err(unavailable("abstract unix socket"))?;
-        let service = Arc::new(Service { identity, regions, attached: Mutex::new(HashMap::new()) });
+        let service = Arc::new(Service {
+            identity,
+            regions,
+            attached: Mutex::new(HashMap::new()),
+            fences: AtomicU64::new(0),
+            gated: AtomicBool::new(false),
+        });
         let (jobs, queue) = mpsc::channel();
         let shared = Shared::new(service, socket_name, options, jobs).map_err(unavailable("epoll"))?;
         let shared = Arc::new(shared);
@@ -165,8 +181,15 @@ impl SameHost {
         lock(&self.shared.service.attached).len()
     }
 
-    /// Closes the links, hangs up on the peers and ends the threads.
+    /// How often a peer had to be cut off because it did not leave a region in time.
+    pub fn fences(&self) -> u64 {
+        self.shared.service.fences.load(Ordering::Relaxed)
+    }
+
+    /// Closes the links, takes all grants back, hangs up on the peers and ends the threads. Waits at most a second for peers
+    /// that are inside a region; [`Transport::shutdown`] before it waits as long as it is told.
     pub fn stop(&self) {
+        self.shared.service.shut(Instant::now() + STOP_DRAIN);
         for client in self.shared.clients() {
             client.close();
         }
@@ -211,7 +234,8 @@ impl Transport for SameHostTransport {
         self.host.shared.service.evict(region)
     }
 
-    fn shutdown(&self, _drain: Duration) {
+    fn shutdown(&self, drain: Duration) {
+        self.host.shared.service.shut(Instant::now() + drain);
         for client in self.host.shared.clients() {
             if client.kind() == self.kind {
                 client.close();

@@ -11,7 +11,10 @@ use std::{
     collections::HashMap,
     io,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, Weak},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
@@ -119,6 +122,10 @@ pub(super) struct Service {
     pub(super) identity: Arc<Identity>,
     pub(super) regions: Arc<RegionTable>,
     pub(super) attached: Mutex<HashMap<u64, Arc<Attached>>>,
+    /// Evictions that had to replace a file.
+    pub(super) fences: AtomicU64,
+    /// Nothing is granted any more.
+    pub(super) gated: AtomicBool,
 }
 
 impl Service {
@@ -183,7 +190,9 @@ impl Service {
         let state = &mut *state;
         // Under the lock: a region that can be pinned now will be revoked, if at all, after the grant is listed.
         let Some(_pin) = region.pin() else { return deny(DenyReason::NotRegistered) };
-        let Some(control) = &state.control else { return deny(DenyReason::Failed) };
+        // Read under the lock that `shut` takes after it closed the gate.
+        let control = state.control.as_ref().filter(|_| !self.gated.load(Ordering::SeqCst));
+        let Some(control) = control else { return deny(DenyReason::Failed) };
         let file = match region.backing().filter(|_| want_file).map(|b| (b, fcntl_dupfd_cloexec(b.file(), 0))) {
             Some((backing, Ok(file))) => Some((file, backing.file_offset())),
             Some((_, Err(error))) => {
@@ -238,6 +247,25 @@ impl Service {
         }
     }
 
+    /// Grants nothing any more, takes every grant back and waits until the peers left, at most until `deadline`. Processes
+    /// that did not are logged: one that copies by address may still write where the engine's regions were.
+    pub(super) fn shut(&self, deadline: Instant) {
+        self.gated.store(true, Ordering::SeqCst);
+        for peer in self.peers() {
+            if peer.revoke_all() {
+                continue;
+            }
+            let (control, slots) = {
+                let state = lock(&peer.state);
+                (state.control.clone(), state.leaving.iter().map(|g| g.slot).collect::<Vec<_>>())
+            };
+            let left = control.is_none_or(|c| slots.into_iter().all(|slot| c.wait_idle(slot, deadline)));
+            if !left {
+                tracing::warn!(pid = peer.pid, "same-host peer is inside a region while the engine shuts down");
+            }
+        }
+    }
+
     /// Ends what stands between `region` and its release, after its accesses were waited for in vain: replaces the file
     /// under the region if every peer that still holds it does so through the file.
     ///
@@ -265,6 +293,7 @@ impl Service {
                 granted.fenced = true;
             }
         }
+        self.fences.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(range = %region.range(), pids, "same-host peers did not let go, their mapping was cut off");
         Ok(())
     }
