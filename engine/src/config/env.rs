@@ -10,8 +10,15 @@ use super::{
 };
 
 /// Prefixes of variables that belong to tests and tools, not to an engine.
-const FOREIGN_PREFIXES: &[&str] =
-    &["TIDEWIRE_LOG", "TIDEWIRE_COMMIT", "TIDEWIRE_TEST_", "TIDEWIRE_FUZZ_", "TIDEWIRE_BENCH_", "TIDEWIRE_PEERS_"];
+const FOREIGN_PREFIXES: &[&str] = &[
+    "TIDEWIRE_LOG",
+    "TIDEWIRE_COMMIT",
+    "TIDEWIRE_TEST_",
+    "TIDEWIRE_CONFORMANCE_",
+    "TIDEWIRE_FUZZ_",
+    "TIDEWIRE_BENCH_",
+    "TIDEWIRE_PEERS_",
+];
 
 /// Something worth saying about a variable.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -64,6 +64,8 @@ pub struct Config {
     pub tcp_crc: bool,
     /// Limit of connecting to a data port.
     pub tcp_connect_timeout: Duration,
+    /// How long the data listener waits for a hello.
+    pub tcp_hello_timeout: Duration,
     /// Silence after which a heartbeat is sent.
     pub tcp_heartbeat_interval: Duration,
     /// Silence after which a peer with open operations is given up.
@@ -145,6 +147,7 @@ impl Config {
             tcp_window_bytes: 0,
             tcp_crc: false,
             tcp_connect_timeout: Duration::ZERO,
+            tcp_hello_timeout: Duration::ZERO,
             tcp_heartbeat_interval: Duration::ZERO,
             tcp_heartbeat_timeout: Duration::ZERO,
             tcp_max_connections: 0,

@@ -350,6 +350,15 @@ pub const PARAMS: &[Param] = &[
         "Limit of connecting to a peer's data port, handshake included."
     ),
     millis!(
+        "TIDEWIRE_TCP_HELLO_TIMEOUT_MS",
+        tcp_hello_timeout,
+        5000,
+        10,
+        600_000,
+        [],
+        "How long the native data listener waits for the hello of a new connection."
+    ),
+    millis!(
         "TIDEWIRE_TCP_HEARTBEAT_INTERVAL_MS",
         tcp_heartbeat_interval,
         1000,
