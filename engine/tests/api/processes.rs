@@ -246,3 +246,23 @@ fn a_stopped_initiator_writes_nothing_after_unregister() {
         assert_eq!(seen.iter().position(|byte| *byte != b'm'), None, "{kind}");
     }
 }
+
+#[test]
+fn a_running_initiator_writes_nothing_after_shutdown() {
+    for kind in [TransportKind::Tcp, TransportKind::Shm, TransportKind::Cma] {
+        if kind == TransportKind::Cma && serving(kind).is_none() {
+            continue;
+        }
+        let engine = quick(kind);
+        let memory = buffer(&engine, LEN);
+        let mut peer = Peer::start(&format!("write {kind} {} {}", engine.segment_name(), memory.addr()));
+        assert_eq!(peer.hear(), "writing");
+        engine.shutdown(Duration::from_millis(300));
+        memory.fill(b'm').unwrap();
+        let refused = peer.hear();
+        assert!(refused.contains(engine.segment_name()), "{kind}: {refused}");
+        let mut seen = vec![0; LEN];
+        memory.read_at(0, &mut seen).unwrap();
+        assert_eq!(seen.iter().position(|byte| *byte != b'm'), None, "{kind}");
+    }
+}
