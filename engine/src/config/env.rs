@@ -6,7 +6,7 @@ use tidewire_core::TransportKind;
 
 use super::{
     Config, PARAMS,
-    params::{Alias, Form, Kind, Param},
+    kind::{Alias, Form, Kind, Param},
 };
 
 /// Prefixes of variables that belong to tests and tools, not to an engine.

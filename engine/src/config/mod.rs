@@ -8,6 +8,7 @@
 //! * reading is pure ([`Config::from_vars`]); logging what was found happens once per process ([`Config::from_env`]).
 
 pub mod env;
+pub mod kind;
 pub mod markdown;
 pub mod params;
 
@@ -16,7 +17,8 @@ use std::time::Duration;
 use tidewire_core::TransportKind;
 
 pub use env::Remark;
-pub use params::{PARAMS, Param};
+pub use kind::Param;
+pub use params::PARAMS;
 
 /// Settings of one engine. Public fields: change what you need after [`Config::from_env`] or [`Config::default`].
 #[derive(Clone, Debug, PartialEq, Eq)]
