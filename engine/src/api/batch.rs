@@ -82,7 +82,7 @@ impl Batch {
     ///
     /// # Errors
     /// [`TransferError::TimedOut`] when `timeout` passed first: the batch is ended then, and none of its memory is
-    /// touched any more. [`TransferError::StillInUse`] if a link did not let go.
+    /// touched any more.
     pub fn wait(&self, timeout: Duration) -> Result<BatchStatus, TransferError> {
         if self.flight.drive(Instant::now() + timeout) {
             return Ok(self.flight.core.status());

@@ -214,16 +214,17 @@ fn open_store(config: &Config, ctl: &Ctl, given: Option<Arc<dyn MetadataStore>>)
 
 fn store_options(config: &Config) -> StoreOptions {
     let set = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
-    let mut options = StoreOptions::default();
-    options.lease_ttl = config.lease_ttl;
-    options.connect_timeout = config.store_connect_timeout;
-    options.request_timeout = config.store_timeout;
-    options.etcd_user = set(&config.etcd_user);
-    options.etcd_password = set(&config.etcd_password);
-    options.tls_ca = set(&config.etcd_tls_ca).map(PathBuf::from);
-    options.tls_cert = set(&config.etcd_tls_cert).map(PathBuf::from);
-    options.tls_key = set(&config.etcd_tls_key).map(PathBuf::from);
-    options
+    StoreOptions {
+        lease_ttl: config.lease_ttl,
+        connect_timeout: config.store_connect_timeout,
+        request_timeout: config.store_timeout,
+        etcd_user: set(&config.etcd_user),
+        etcd_password: set(&config.etcd_password),
+        tls_ca: set(&config.etcd_tls_ca).map(PathBuf::from),
+        tls_cert: set(&config.etcd_tls_cert).map(PathBuf::from),
+        tls_key: set(&config.etcd_tls_key).map(PathBuf::from),
+        ..StoreOptions::default()
+    }
 }
 
 impl Addresses {

@@ -353,6 +353,7 @@ impl EngineInner {
         for transport in &self.connector.transports {
             transport.shutdown(deadline.saturating_duration_since(Instant::now()));
         }
+        self.release_regions(deadline);
         if let Some(host) = &self.same_host {
             host.stop();
         }
@@ -370,6 +371,16 @@ impl EngineInner {
             Err(error) => tracing::warn!(%error, "control thread did not end in order"),
         }
         self.ctl.stop();
+    }
+
+    /// Takes every buffer out of use, so that a same-host peer that is slow to notice the end touches nothing.
+    fn release_regions(&self, deadline: Instant) {
+        for region in self.regions.snapshot() {
+            let drain = deadline.saturating_duration_since(Instant::now()).min(self.config.unregister_drain);
+            if let Err(error) = self.regions.unregister(region.range().addr(), drain, |region| self.evict(region)) {
+                tracing::error!(%error, "a buffer is in use after the end of its engine");
+            }
+        }
     }
 
     /// Takes the segment out of the store, so that nobody finds it any more.

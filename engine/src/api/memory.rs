@@ -121,7 +121,7 @@ impl EngineInner {
     }
 
     /// Ends whatever uses `region`: local batches, and peers over every transport.
-    fn evict(&self, region: &Arc<LocalRegion>) -> Result<(), String> {
+    pub(super) fn evict(&self, region: &Arc<LocalRegion>) -> Result<(), String> {
         for flight in self.batches.in_flight() {
             if flight.core.holds(region) {
                 flight.abort(&|_, _| TransferError::Cancelled);

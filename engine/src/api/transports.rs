@@ -158,6 +158,7 @@ fn tcp_options(config: &Config, bind: IpAddr) -> TcpOptions {
         checksum: config.tcp_crc,
         socket_buffer_bytes: config.tcp_socket_buffer_bytes as usize,
         connect_timeout: config.tcp_connect_timeout,
+        hello_timeout: config.tcp_hello_timeout,
         heartbeat_interval: config.tcp_heartbeat_interval,
         heartbeat_timeout: config.tcp_heartbeat_timeout,
         loop_spin: config.tcp_loop_spin,

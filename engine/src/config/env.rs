@@ -6,12 +6,19 @@ use tidewire_core::TransportKind;
 
 use super::{
     Config, PARAMS,
-    params::{Alias, Form, Kind, Param},
+    kind::{Alias, Form, Kind, Param},
 };
 
 /// Prefixes of variables that belong to tests and tools, not to an engine.
-const FOREIGN_PREFIXES: &[&str] =
-    &["TIDEWIRE_LOG", "TIDEWIRE_COMMIT", "TIDEWIRE_TEST_", "TIDEWIRE_FUZZ_", "TIDEWIRE_BENCH_", "TIDEWIRE_PEERS_"];
+const FOREIGN_PREFIXES: &[&str] = &[
+    "TIDEWIRE_LOG",
+    "TIDEWIRE_COMMIT",
+    "TIDEWIRE_TEST_",
+    "TIDEWIRE_CONFORMANCE_",
+    "TIDEWIRE_FUZZ_",
+    "TIDEWIRE_BENCH_",
+    "TIDEWIRE_PEERS_",
+];
 
 /// Something worth saying about a variable.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{
     Config, PARAMS,
-    params::{Form, Kind, Param},
+    kind::{Form, Kind, Param},
 };
 
 /// Text of `docs/CONFIG.md`.
@@ -53,7 +53,7 @@ fn accepted_cell(param: &Param) -> String {
 }
 
 fn alias_cell(param: &Param) -> String {
-    let cell = |alias: &super::params::Alias| match alias.form {
+    let cell = |alias: &super::kind::Alias| match alias.form {
         Form::Same => format!("`{}`", alias.name),
         Form::Times(factor) => format!("`{}` × {factor}", alias.name),
         Form::Presence(meaning) => format!("`{}` set: `{meaning}`", alias.name),

@@ -8,6 +8,7 @@
 //! * reading is pure ([`Config::from_vars`]); logging what was found happens once per process ([`Config::from_env`]).
 
 pub mod env;
+pub mod kind;
 pub mod markdown;
 pub mod params;
 
@@ -16,7 +17,8 @@ use std::time::Duration;
 use tidewire_core::TransportKind;
 
 pub use env::Remark;
-pub use params::{PARAMS, Param};
+pub use kind::Param;
+pub use params::PARAMS;
 
 /// Settings of one engine. Public fields: change what you need after [`Config::from_env`] or [`Config::default`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +66,8 @@ pub struct Config {
     pub tcp_crc: bool,
     /// Limit of connecting to a data port.
     pub tcp_connect_timeout: Duration,
+    /// How long the data listener waits for a hello.
+    pub tcp_hello_timeout: Duration,
     /// Silence after which a heartbeat is sent.
     pub tcp_heartbeat_interval: Duration,
     /// Silence after which a peer with open operations is given up.
@@ -145,6 +149,7 @@ impl Config {
             tcp_window_bytes: 0,
             tcp_crc: false,
             tcp_connect_timeout: Duration::ZERO,
+            tcp_hello_timeout: Duration::ZERO,
             tcp_heartbeat_interval: Duration::ZERO,
             tcp_heartbeat_timeout: Duration::ZERO,
             tcp_max_connections: 0,

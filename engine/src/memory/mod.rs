@@ -256,7 +256,12 @@ impl RegionTable {
             return Err(TransferError::StillInUse { range: region.range, holder, waited_ms });
         }
         let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
-        regions.retain(|r| !Arc::ptr_eq(r, &region));
+        let index = regions.binary_search_by_key(&addr, |r| r.range.addr());
+        if let Ok(index) = index
+            && regions.get(index).is_some_and(|r| Arc::ptr_eq(r, &region))
+        {
+            regions.remove(index);
+        }
         Ok(region)
     }
 }

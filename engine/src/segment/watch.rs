@@ -5,9 +5,9 @@
 
 use std::sync::{Arc, Weak};
 
-use tidewire_core::mooncake::descriptor::SegmentDescriptor;
+use tidewire_core::SegmentId;
 
-use super::{discovery::Discovery, table::SegmentTable};
+use super::{discovery::Discovery, remote::Segment, table::SegmentTable};
 use crate::metadata::WatchEvent;
 
 /// Follows the store until it is closed or the table is gone. Ends at once where the store cannot be watched.
@@ -32,21 +32,35 @@ pub async fn follow(discovery: Arc<Discovery>, table: Weak<SegmentTable>) {
 }
 
 fn note_put(discovery: &Discovery, table: &SegmentTable, key: &str, value: &[u8]) {
-    let Some(segment) = discovery.keys.segment_of(key).and_then(|name| table.by_name(name)) else { return };
-    let Ok(descriptor) = SegmentDescriptor::decode(value) else { return };
-    let generation = |d: &SegmentDescriptor| d.tidewire.as_ref().map(|native| native.generation.clone());
+    let Some(segment) = open_peer(discovery, table, key) else { return };
+    let Ok(seen) = serde_json::from_slice::<Life>(value) else { return };
     let known = segment.resolved().descriptor;
-    if generation(&descriptor) != generation(&known) {
+    if seen.tidewire.map(|native| native.generation) != known.tidewire.as_ref().map(|native| native.generation.clone())
+    {
         tracing::info!(segment = %segment.name(), "segment was published by a new process");
         segment.mark_stale();
     }
 }
 
+/// The part of a descriptor that tells one life of a segment from the next; reading it costs less than the buffers do.
+#[derive(serde::Deserialize)]
+struct Life {
+    tidewire: Option<NativeLife>,
+}
+
+#[derive(serde::Deserialize)]
+struct NativeLife {
+    generation: String,
+}
+
+/// The open segment of a peer that `key` is about. The own one is nobody's news.
+fn open_peer(discovery: &Discovery, table: &SegmentTable, key: &str) -> Option<Arc<Segment>> {
+    let segment = table.by_name(discovery.keys.segment_of(key)?)?;
+    (segment.id() != SegmentId::LOCAL).then_some(segment)
+}
+
 fn note_removed(discovery: &Arc<Discovery>, table: &SegmentTable, key: &str) {
-    let Some(segment) = discovery.keys.segment_of(key).and_then(|name| table.by_name(name)) else { return };
-    if segment.id() == tidewire_core::SegmentId::LOCAL {
-        return;
-    }
+    let Some(segment) = open_peer(discovery, table, key) else { return };
     segment.mark_stale();
     if segment.present_links().is_none() {
         return;

@@ -202,3 +202,44 @@ fn an_engine_leaves_no_thread_behind() {
     drop((here, there, a, b));
     wait_until("all threads end", || threads() == 0);
 }
+
+#[test]
+fn engines_find_each_other_through_our_http_server() {
+    let runtime = tidewire_engine::runtime::ctl::Ctl::start().unwrap();
+    let options = tidewire_engine::metadata::server::ServerOptions::default();
+    let start = tidewire_engine::metadata::server::MetadataServer::start("127.0.0.1:0".parse().unwrap(), options);
+    let server = runtime.run(LIMIT, start).unwrap().unwrap();
+    let uri = format!("http://{}/metadata", server.local_addr());
+    let start = |name: &str| {
+        let builder = TransferEngine::builder(name).config(Config::default()).metadata(uri.as_str());
+        builder.transports(&[TransportKind::Tcp]).build().unwrap()
+    };
+    let (a, b) = (start("127.0.0.1:http-a"), start("127.0.0.1:http-b"));
+    let (here, there) = (buffer(&a, 4096), buffer(&b, 4096));
+    here.fill(5).unwrap();
+    let segment = a.open_segment("127.0.0.1:http-b").unwrap();
+    a.transfer_sync(&[write(here.addr(), segment, there.addr(), 4096)], LIMIT).unwrap();
+    let mut seen = [0; 4096];
+    there.read_at(0, &mut seen).unwrap();
+    assert_eq!(seen, [5; 4096]);
+    drop((b, there));
+    let names: Vec<_> = a.segments().unwrap().into_iter().map(|listed| listed.name).collect();
+    assert_eq!(names, ["127.0.0.1:http-a"]);
+}
+
+#[test]
+fn a_name_may_be_an_ipv6_address() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        println!("SKIP no IPv6 loopback");
+        return;
+    }
+    let start = || {
+        let builder = TransferEngine::builder("[::1]").config(Config::default());
+        builder.transports(&[TransportKind::Tcp]).build().unwrap()
+    };
+    let (a, b) = (start(), start());
+    assert_eq!(b.segment_name(), format!("[::1]:{}", b.rpc_port()));
+    let (here, there) = (buffer(&a, 4096), buffer(&b, 4096));
+    let segment = a.open_segment(b.segment_name()).unwrap();
+    a.transfer_sync(&[write(here.addr(), segment, there.addr(), 4096)], LIMIT).unwrap();
+}

@@ -3,6 +3,7 @@
 
 mod deadlines;
 mod discovery;
+mod processes;
 mod requests;
 mod support;
 mod transfer;
