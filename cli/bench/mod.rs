@@ -103,7 +103,8 @@ fn initiate(flags: &BenchFlags, options: &RigOptions, stop: &Stop) -> Result<(),
         }
     }
     if let Some(path) = &flags.plot {
-        let title = format!("Throughput, {} thread(s), batch of {:?}", flags.threads, flags.batch_sizes());
+        let batches: Vec<String> = flags.batch_sizes().iter().map(u32::to_string).collect();
+        let title = format!("Throughput, {} thread(s), batch of {}", flags.threads, batches.join(", "));
         fs::write(path, plot::draw(&title, &points)).map_err(CliError::io(format!("writing {}", path.display())))?;
     }
     rig.shutdown();
