@@ -69,17 +69,18 @@ class Tool:
         self.target.stop()
 
 
-def rounds(tools, count, seconds, operation, block, batch, threads, say):
-    """Measures every tool in turn, `count` times, in alternating order: {name: [run, ...]}."""
-    runs = {name: [] for name in tools}
-    for index in range(count):
-        names = list(tools) if index % 2 == 0 else list(reversed(tools))
-        for name in names:
-            runs[name].append(tools[name].measure(operation, block, batch, threads, seconds))
+def rounds(tools, options, operation, block, batch, threads):
+    """Measures every tool in turn, several rounds, in alternating order: {name: [run, ...]}."""
+    seconds = max(1, round(options.seconds))
+
+    def take(index):
+        return {name: tools[name].measure(operation, block, batch, threads, seconds) for name in lab.alternating(list(tools), index)}
+
+    runs = lab.by_side(lab.quiet_rounds(options.rounds, options.tries, take))
     for name in tools:
-        say(f"    {name}: " + ", ".join(f"{run['gb_per_s']:.3g}" for run in runs[name]) + " GB/s, CPU s/GB "
-            + ", ".join(f"{run['cpu_s_per_gb']:.3g}" for run in runs[name]))
-    return runs
+        options.say(f"    {name}: " + ", ".join(f"{run['gb_per_s']:.3g}" for run in runs[name]) + " GB/s, CPU s/GB "
+                    + ", ".join(f"{run['cpu_s_per_gb']:.3g}" for run in runs[name]))
+    return {name: runs[name] for name in tools}
 
 
 def reads_final_line(text):

@@ -19,8 +19,8 @@ from report import OURS, Case
 class Options:
     """Rounds and seconds of a run, and where the files go."""
 
-    def __init__(self, rounds, seconds, folder, command):
-        self.rounds, self.seconds, self.folder, self.command = rounds, seconds, folder, command
+    def __init__(self, rounds, seconds, tries, folder, command):
+        self.rounds, self.seconds, self.tries, self.folder, self.command = rounds, seconds, tries, folder, command
 
     def say(self, text):
         print(text, flush=True)
@@ -40,7 +40,7 @@ def mooncake(options):
                 label = f"{operation} {lab.size(block)} × {batch}, {threads} thread{'s' if threads > 1 else ''}"
                 options.say(label)
                 lab.wait_quiet()
-                runs = bench_tool.rounds(tools, options.rounds, max(1, round(options.seconds)), operation, block, batch, threads, options.say)
+                runs = bench_tool.rounds(tools, options, operation, block, batch, threads)
                 cases.append(Case(label, "gb_per_s", goal, runs, cpu_goal=0.5))
     finally:
         for tool in tools.values():
@@ -55,6 +55,8 @@ def mooncake(options):
 
 
 SPINNING = f"{OURS}, spinning"
+SLEEP = {"TIDEWIRE_SPIN_US": "0", "TIDEWIRE_TCP_LOOP_SPIN_US": "0"}
+SPIN = {"TIDEWIRE_SPIN_US": "1000000", "TIDEWIRE_TCP_LOOP_SPIN_US": "1000000"}
 
 
 def _measure(options, pairs, settings):
@@ -65,7 +67,7 @@ def _measure(options, pairs, settings):
             label = f"{operation} {lab.size(block)}" + (f" × {batch}" if batch > 1 else ", one at a time")
             options.say(label)
             lab.wait_quiet()
-            runs = workers.rounds(pairs, options.rounds, options.seconds, operation, block, batch, options.say)
+            runs = workers.rounds(pairs, options, operation, block, batch)
             latency = metric == "p50_us"
             cases.append(Case(label + (", p50" if latency else ""), metric, goal, runs, "µs" if latency else "GB/s", not latency,
                               ours=SPINNING if latency and SPINNING in pairs else OURS))
@@ -81,7 +83,7 @@ def nixl(options):
         "NIXL": workers.nixl("tcp,self"),
         "NIXL, 64k segments": workers.nixl("tcp,self", UCX_TCP_TX_SEG_SIZE="64k", UCX_TCP_RX_SEG_SIZE="64k"),
         OURS: workers.ours("tcp"),
-        SPINNING: workers.ours("tcp", TIDEWIRE_SPIN_US="1000"),
+        SPINNING: workers.ours("tcp", **SPIN),
     }
     settings = [(operation, block, 16, "gb_per_s", goal) for block in (65536, 1 << 20)
                 for operation, goal in (("write", 1.1), ("read", 1.5))]
@@ -92,8 +94,8 @@ def nixl(options):
         "NIXL 1.5.1 from PyPI (UCX backend on host memory, TCP), the initiator without a progress thread, the target with",
         "one, because nothing else would serve it. Both sides walk a region of 256 MiB with the same loop; one thread submits",
         "and waits. NIXL runs with UCX's default segments and with 64 KiB segments; ratios are against the better of the two.",
-        "NIXL's caller polls until the transfer is done. Ours sleeps by default; \"spinning\" polls for up to a millisecond first",
-        "(`TIDEWIRE_SPIN_US=1000`), and is what the latency of one operation is judged on. Throughput is judged on the default.",
+        "NIXL's caller polls until the transfer is done. Ours sleeps by default; \"spinning\" polls first, at both ends",
+        "(`TIDEWIRE_SPIN_US`, `TIDEWIRE_TCP_LOOP_SPIN_US`), and is what the latency of one operation is judged on. Throughput is judged on the default.",
     ]
     report.comparison(report.Writer(options.folder, "nixl-tcp"), "Against NIXL over UCX, TCP", method, options.rounds,
                       options.command, cases, "loopback TCP, 256 MiB region")
@@ -124,7 +126,7 @@ def latency(options):
         program = os.path.join(folder, "pingpong")
         source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pingpong.c")
         subprocess.run(["cc", "-O2", "-o", program, source], check=True)
-        pairs = {"block": workers.ours("tcp", TIDEWIRE_SPIN_US="0"), "spin": workers.ours("tcp", TIDEWIRE_SPIN_US="1000000")}
+        pairs = {"block": workers.ours("tcp", pinned=True, **SLEEP), "spin": workers.ours("tcp", pinned=True, **SPIN)}
         cases = []
         try:
             for way, words in (("block", "blocking"), ("spin", "spinning")):
@@ -137,6 +139,7 @@ def latency(options):
         "One write at a time over native TCP against a raw TCP_NODELAY ping-pong (`tests/bench/pingpong.c`) over loopback.",
         "\"write\" ping-pong: the payload out and 16 bytes back, the least a one-sided write must move, and what ratios are",
         "taken against. \"echo\": the payload both ways. Blocking: both ends sleep in the kernel; spinning: both ends poll.",
+        "Initiator and target have one core each, for otherwise the scheduler decides the result by where it puts them.",
     ]
     report.comparison(report.Writer(options.folder, "small-write"), "One small write over TCP", method, options.rounds,
                       options.command, cases, "p50 of one write, loopback TCP; lower is better")
@@ -146,15 +149,18 @@ def _small_write(options, program, pair, way, words, block):
     label = f"write {lab.size(block)}, {words}"
     options.say(label)
     lab.wait_quiet()
-    runs = {"raw write": [], "raw echo": [], OURS: []}
-    for _ in range(options.rounds):
-        for name, back in (("raw write", 16), ("raw echo", block)):
-            done = subprocess.run([program, way, str(block), str(back), str(options.seconds)], capture_output=True, text=True, check=True)
-            runs[name].append(json.loads(done.stdout))
-        runs[OURS].append(pair.measure("write", block, 1, options.seconds))
+
+    def raw(back):
+        done = subprocess.run([program, way, str(block), str(back), str(options.seconds)], capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+
+    def take(index):
+        ours = {"p50_us": pair.measure("write", block, 1, options.seconds)["p50_us"]} if index % 2 else None
+        runs = {"raw write": raw(16), "raw echo": raw(block)}
+        runs[OURS] = ours or {"p50_us": pair.measure("write", block, 1, options.seconds)["p50_us"]}
+        return runs
+
+    runs = lab.by_side(lab.quiet_rounds(options.rounds, options.tries, take))
     for name, taken in runs.items():
         options.say(f"    {name}: " + ", ".join(f"{run['p50_us']:.3g}" for run in taken) + " us")
-    for taken in runs.values():
-        for run in taken:
-            run.pop("cpu_s_per_gb", None)
     return Case(label, "p50_us", 1.3, runs, "µs", higher_is_better=False, only=["raw write"])

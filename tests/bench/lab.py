@@ -24,6 +24,7 @@ PEERS = os.environ.get("TIDEWIRE_PEERS_DIR", os.path.join(ROOT, ".cache", "peers
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
+NOISE_LIMIT = 0.10  # of the machine, used by other processes during a round
 
 
 class BenchError(RuntimeError):
@@ -57,18 +58,26 @@ def machine_busy_s():
     return (user + nice + system + irq + softirq + steal) / TICKS_PER_S
 
 
+def _before_exec(core):
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if core is not None:
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[core % len(allowed)]})
+
+
 class Process:
     """A child whose output is read line by line; it dies with the harness."""
 
     live = []
 
-    def __init__(self, command, env=None):
+    def __init__(self, command, env=None, core=None):
+        """`core` confines the child to the n-th core that this process may use."""
         self.command = command
         self.lines = queue.Queue()
         self.tail = []
         self.child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            bufsize=1, env={**os.environ, **(env or {})}, preexec_fn=lambda: _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
+            bufsize=1, env={**os.environ, **(env or {})}, preexec_fn=lambda: _before_exec(core))
         self.pid = self.child.pid
         Process.live.append(self)
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -198,6 +207,38 @@ class Foreign:
         own = sum(process.cpu_s() for process in self._processes) + time.process_time() - self._own
         busy, wall = machine_busy_s() - self._busy, time.monotonic() - self._at
         Foreign.shares.append(max(0.0, busy - own) / (CORES * wall))
+
+
+def quiet_rounds(count, tries, take):
+    """`take(index)` once per round; a round in which others used more than NOISE_LIMIT of the machine is taken again, at
+    most `tries` times, and the quietest is kept."""
+    kept = []
+    for index in range(count):
+        best = None
+        for _ in range(tries):
+            begin = len(Foreign.shares)
+            result = take(index)
+            shares = Foreign.shares[begin:]
+            del Foreign.shares[begin:]
+            noise = max(shares, default=0.0)
+            if best is None or noise < best[0]:
+                best = (noise, result, shares)
+            if noise <= NOISE_LIMIT:
+                break
+            wait_quiet()
+        kept.append(best[1])
+        Foreign.shares.extend(best[2])
+    return kept
+
+
+def by_side(rounds):
+    """[{side: run}, ...] as {side: [run, ...]}"""
+    return {side: [taken[side] for taken in rounds] for side in rounds[0]}
+
+
+def alternating(names, index):
+    """The names, in the opposite order in every other round."""
+    return list(names) if index % 2 == 0 else list(reversed(names))
 
 
 def wait_quiet(limit=0.15, patience_s=20):

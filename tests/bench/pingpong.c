@@ -3,7 +3,7 @@
  *   pingpong block|spin OUT BACK SECONDS
  *
  * The parent sends OUT bytes, the child answers with BACK bytes once it has them all; TCP_NODELAY on both ends. `block`
- * waits in read(2); `spin` polls a non-blocking socket on both ends. Prints one JSON line with p50 and p99 of the round
+ * waits in read(2); `spin` polls a non-blocking socket on both ends. Parent and child have a core each. Prints one JSON line with p50 and p99 of the round
  * trip in microseconds.
  */
 #define _GNU_SOURCE
@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -62,6 +63,19 @@ static int write_all(int fd, const char *at, size_t left) {
     return 1;
 }
 
+/* Confines the caller to the n-th core that it may use, if there are that many. */
+static void use_core(int n) {
+    cpu_set_t allowed, chosen;
+    CPU_ZERO(&chosen);
+    if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &allowed) || n-- > 0) continue;
+        CPU_SET(cpu, &chosen);
+        sched_setaffinity(0, sizeof chosen, &chosen);
+        return;
+    }
+}
+
 static int ascending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
@@ -90,6 +104,7 @@ int main(int argc, char **argv) {
     int one = 1;
     if (child == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
+        use_core(1);
         int fd = accept(listener, NULL, NULL);
         if (fd < 0) die("accept");
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
@@ -97,6 +112,7 @@ int main(int argc, char **argv) {
         while (read_all(fd, buffer, out) && write_all(fd, buffer, back)) {}
         _exit(0);
     }
+    use_core(0);
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     if (fd < 0 || connect(fd, (void *)&address, sizeof address)) die("connect");
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);

@@ -106,7 +106,7 @@ def header(title, method, rounds, command):
         f"* machine: {lab.machine()}", f"* date: {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC, commit {lab.commit()}",
         f"* command: `{command}`",
         f"* {rounds} rounds, every side in turn in each; median (smallest–largest); ratios are medians of the rounds' ratios",
-        f"* other processes used {noise}", "",
+        f"* other processes used {noise}; a round with more than {100 * lab.NOISE_LIMIT:.0f} % is taken again, twice at most", "",
     ]
 
 

@@ -40,7 +40,7 @@ def main():
     folder = given.out or (os.path.join(lab.TARGET, "bench") if given.short else os.path.join(lab.ROOT, "docs", "measurements"))
     command = shlex.join(["python3", "tests/bench/run.py", *sys.argv[1:]])
     options = comparisons.Options(
-        given.rounds or (3 if given.short else 7), given.seconds or (1.0 if given.short else 2.0), folder, command)
+        given.rounds or (3 if given.short else 7), given.seconds or (1.0 if given.short else 2.0), 1 if given.short else 3, folder, command)
     failed = []
     for name in names:
         print(f"== {name}", flush=True)

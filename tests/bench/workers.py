@@ -15,10 +15,11 @@ REGION = 256 << 20
 class Pair:
     """A target and an initiator; `measure` runs one setting."""
 
-    def __init__(self, target_command, initiator_command, env=None):
-        self.target = lab.Process(target_command, env)
+    def __init__(self, target_command, initiator_command, env=None, pinned=False):
+        """`pinned` gives each of the two processes one core of its own."""
+        self.target = lab.Process(target_command, env, 1 if pinned else None)
         hello, _ = self.target.expect(r"^\{.*\}$")
-        self.initiator = lab.Process(initiator_command, env)
+        self.initiator = lab.Process(initiator_command, env, 0 if pinned else None)
         self.ready = self.initiator.ask(json.loads(hello.group(0)))
         self.pause()
 
@@ -59,20 +60,20 @@ def nixl(transports, **more):
     return Pair([python, worker, "target", str(REGION)], [python, worker, "initiator", str(REGION)], env)
 
 
-def ours(transport, memory="engine", **more):
+def ours(transport, memory="engine", pinned=False, **more):
     """Ours over one transport; `memory` is "engine" (allocated by it) or "plain" (registered)."""
     worker = lab.release_binary("bench_worker")
-    return Pair([worker, "target", str(REGION), transport, memory], [worker, "initiator", str(REGION), transport, memory], more)
+    return Pair([worker, "target", str(REGION), transport, memory], [worker, "initiator", str(REGION), transport, memory],
+                more, pinned)
 
 
-def rounds(pairs, count, seconds, operation, block, batch, say):
-    """Measures every pair in turn, `count` times, in alternating order: {name: [run, ...]}."""
-    runs = {name: [] for name in pairs}
-    for index in range(count):
-        names = list(pairs) if index % 2 == 0 else list(reversed(pairs))
-        for name in names:
-            runs[name].append(pairs[name].measure(operation, block, batch, seconds))
+def rounds(pairs, options, operation, block, batch):
+    """Measures every pair in turn, several rounds, in alternating order: {name: [run, ...]}."""
+    def take(index):
+        return {name: pairs[name].measure(operation, block, batch, options.seconds) for name in lab.alternating(list(pairs), index)}
+
+    runs = lab.by_side(lab.quiet_rounds(options.rounds, options.tries, take))
     for name in pairs:
-        say(f"    {name}: " + ", ".join(f"{run['gb_per_s']:.3g}" for run in runs[name]) + " GB/s, p50 "
-            + ", ".join(f"{run['p50_us']:.3g}" for run in runs[name]) + " us")
-    return runs
+        options.say(f"    {name}: " + ", ".join(f"{run['gb_per_s']:.3g}" for run in runs[name]) + " GB/s, p50 "
+                    + ", ".join(f"{run['p50_us']:.3g}" for run in runs[name]) + " us")
+    return {name: runs[name] for name in pairs}

@@ -1,10 +1,12 @@
-//! Fuzzing of every decoder on the stable toolchain: valid frames, mutated without end for a bounded time.
+//! Fuzzing of every decoder on the stable toolchain: valid frames, mutated without end for a bounded time. [`ports`] sends
+//! the same kind of bytes to the listeners of a live engine and of the metadata server.
 //!
 //! `TIDEWIRE_FUZZ_SECONDS` bounds each target (1 by default), `TIDEWIRE_FUZZ_SEED` repeats a run. A failure prints the
 //! seed, the round and the input. The same targets run under libFuzzer with `make fuzz`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "tests")]
 
 mod mutate;
+mod ports;
 mod targets;
 
 use std::{
@@ -13,6 +15,7 @@ use std::{
 };
 
 use mutate::Mutator;
+use tidewire_engine::metadata::uri;
 
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
@@ -63,6 +66,26 @@ fuzz_tests! {
     mooncake_rpc_meta,
     native_hello,
     native_frame,
+    local_message,
+}
+
+#[test]
+fn metadata_uri() {
+    fn target(data: &[u8]) {
+        let text = String::from_utf8_lossy(data);
+        let Ok(parsed) = uri::parse(&text) else { return };
+        assert_eq!(uri::parse(&parsed.to_string()).map(|again| again.to_string()).ok(), Some(parsed.to_string()));
+    }
+    let seeds = [
+        "P2PHANDSHAKE",
+        "memory://x",
+        "http://127.0.0.1:8080/metadata",
+        "http://[::1]:8080/m",
+        "127.0.0.1:2379",
+        "etcd://user:pass@h1:2379,h2:2379;[fe80::1]:2379?ca=/c&cert=/c&key=/k&ttl=5",
+        "redis://h:1",
+    ];
+    fuzz("metadata_uri", target, seeds.iter().map(|seed| seed.as_bytes().to_vec()).collect());
 }
 
 #[test]

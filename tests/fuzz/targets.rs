@@ -4,6 +4,7 @@
 
 use tidewire_core::{
     ByteRange, Opcode,
+    local::{self, DenyReason, Message},
     mooncake::{
         control::{self, ControlFrame, ControlKind},
         data::{DataHeader, DataStatus, HEADER_BYTES, STATUS_BYTES},
@@ -117,6 +118,13 @@ pub fn native_frame(data: &[u8]) {
     }
 }
 
+/// Packets of the same-host socket.
+pub fn local_message(data: &[u8]) {
+    let Ok(message) = Message::decode(data) else { return };
+    assert!(data.len() <= local::MAX_PACKET_BYTES);
+    assert_eq!(Message::decode(&message.encode()), Ok(message));
+}
+
 /// Valid inputs to start from.
 #[allow(dead_code, reason = "libFuzzer brings its own corpus")]
 pub mod seeds {
@@ -211,5 +219,23 @@ pub mod seeds {
             FrameHeader::bare(FrameKind::Ping, FrameStatus::Done, 7).encode().to_vec(),
             sealed,
         ]
+    }
+
+    pub fn local_message() -> Vec<Vec<u8>> {
+        let generation = tidewire_core::Generation(9);
+        [
+            Message::Hello { version: local::VERSION, generation, token: [7; 16], name: "127.0.0.1:15501".to_owned() },
+            Message::Welcome { pid: 1, probe_addr: 2, probe_word: 3 },
+            Message::Refuse { reason: tidewire_core::error::RefuseReason::Token },
+            Message::Ask { id: 1, range: range(), want_file: true },
+            Message::Grant { id: 1, slot: 2, sequence: 3, region: range(), file_offset: Some(0) },
+            Message::Grant { id: 1, slot: 2, sequence: 3, region: range(), file_offset: None },
+            Message::Deny { id: 1, reason: DenyReason::Limit },
+            Message::Revoke { slot: 1, sequence: 2 },
+            Message::Release { slot: 1, sequence: 2 },
+        ]
+        .iter()
+        .map(Message::encode)
+        .collect()
     }
 }
