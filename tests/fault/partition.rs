@@ -102,10 +102,9 @@ fn act_as_initiator() {
     std::io::stdin().read_line(&mut line).unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        let outcome =
-            engine.open_segment(peer).and_then(|segment| {
-                engine.transfer_sync(&[request(Opcode::Write, buffer.addr(), segment, addr, LEN)], limit)
-            });
+        let outcome = engine.open_segment(peer).and_then(|segment| {
+            engine.transfer_sync(&[request(Opcode::Write, buffer.addr(), segment, addr, LEN)], limit)
+        });
         match outcome {
             Ok(_) => break println!("@moved"),
             Err(error) => assert!(Instant::now() < deadline, "{error}"),

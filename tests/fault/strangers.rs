@@ -49,13 +49,14 @@ fn garbage_on_every_port_closes_that_connection_only() {
     let far = engine("tcp,mooncake-tcp");
     let near = engine("tcp");
     let ports = ports(&far);
-    let mut garbage = Vec::new();
-    garbage.push(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(40));
-    garbage.push(vec![0xff; 4096]);
-    garbage.push(vec![0; 4096]);
-    // A control frame that announces more than the limit, and a data header that does.
-    garbage.push([&u64::MAX.to_le_bytes()[..], &[1; 64]].concat());
-    garbage.push([&(1u64 << 40).to_le_bytes()[..], &16u64.to_le_bytes(), &[0x81], &[0; 7], &[3; 256]].concat());
+    let garbage = [
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(40),
+        vec![0xff; 4096],
+        vec![0; 4096],
+        // A control frame that announces more than the limit, and a data header that does.
+        [&u64::MAX.to_le_bytes()[..], &[1; 64]].concat(),
+        [&(1u64 << 40).to_le_bytes()[..], &16u64.to_le_bytes(), &[0x81], &[0; 7], &[3; 256]].concat(),
+    ];
     for port in [ports.control, ports.native, ports.mooncake] {
         assert_ne!(port, 0);
         for bytes in &garbage {

@@ -20,7 +20,6 @@ pub struct Target {
     stdout: BufReader<ChildStdout>,
     pub name: String,
     pub addr: u64,
-    pub len: u64,
 }
 
 impl Target {
@@ -48,7 +47,7 @@ impl Target {
             .stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (stdin, stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        let mut target = Target { child, stdin, stdout, name: String::new(), addr: 0, len };
+        let mut target = Target { child, stdin, stdout, name: String::new(), addr: 0 };
         let line = target.read("ready");
         let mut words = line.split_whitespace();
         target.name = words.next().unwrap().to_owned();

@@ -2,12 +2,7 @@
 
 use std::time::Duration;
 
-use tidewire_core::TransportKind;
-
-use super::{
-    Config,
-    kind::{Alias, Form, Kind, Param},
-};
+use super::kind::{Alias, Form, Kind, Param};
 
 const fn same(name: &'static str) -> Alias {
     Alias { name, form: Form::Same }

@@ -24,7 +24,10 @@ pub fn run(what: &str, counts: &[&str]) -> Result<(), Box<dyn Error>> {
             other => return Err(format!("cost of {other}").into()),
         };
         let us_per_item = seconds * 1e6 / count as f64;
-        println!("{}", serde_json::json!({ "count": count, "us_per_item": us_per_item, "more_us_per_item": more * 1e6 / count as f64 }));
+        println!(
+            "{}",
+            serde_json::json!({ "count": count, "us_per_item": us_per_item, "more_us_per_item": more * 1e6 / count as f64 })
+        );
     }
     Ok(())
 }

@@ -87,7 +87,10 @@ fn engine(transport: &str) -> Result<TransferEngine, Box<dyn Error>> {
 pub fn serve(region: usize, transport: &str, memory: &str) -> Result<(), Box<dyn Error>> {
     let engine = engine(transport)?;
     let memory = Memory::make(&engine, memory, region, 7)?;
-    println!("{}", serde_json::to_string(&Hello { segment: engine.segment_name().to_owned(), address: memory.addr() })?);
+    println!(
+        "{}",
+        serde_json::to_string(&Hello { segment: engine.segment_name().to_owned(), address: memory.addr() })?
+    );
     for line in io::stdin().lock().lines() {
         line?;
     }

@@ -130,6 +130,11 @@ impl Inbound {
         receiving || self.replies.hold(region)
     }
 
+    /// Whether the initiator reset the connection.
+    pub(super) fn was_reset(&self) -> bool {
+        SockRef::from(&self.socket).take_error().map_or(true, |error| error.is_some())
+    }
+
     /// Closes at once, whatever is under way.
     pub(super) fn reset(self) {
         // Failing to set the option only turns the reset into an ordinary close.

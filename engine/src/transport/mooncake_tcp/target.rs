@@ -189,8 +189,8 @@ impl Loop {
             for command in self.mailbox.take() {
                 self.obey(command);
             }
-            for &(key, _) in &ready {
-                if key == LISTENER { self.accept() } else { self.serve(key) }
+            for &(key, events) in &ready {
+                if key == LISTENER { self.accept() } else { self.serve(key, events) }
             }
             if self.tick_at.is_some_and(|at| at <= self.now) {
                 self.tick();
@@ -279,8 +279,13 @@ impl Loop {
         }
     }
 
-    fn serve(&mut self, key: u64) {
+    fn serve(&mut self, key: u64, events: EventFlags) {
         let Some(connection) = self.connections.get_mut(key) else { return };
+        if events.intersects(EventFlags::ERR | EventFlags::HUP) && connection.was_reset() {
+            // What waits in the receive buffer is void: its sender gave it up.
+            self.remove(key).into_iter().for_each(Inbound::close);
+            return self.watch_listener(true);
+        }
         let mut server =
             Server { regions: &self.regions, stage: &mut self.stage, counters: &self.counters, now: self.now };
         if connection.ready(&mut server).is_err() {

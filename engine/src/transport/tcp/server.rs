@@ -47,6 +47,9 @@ pub(super) struct ServerCounters {
     pub(super) bytes_out: AtomicU64,
 }
 
+/// The newest attempt of each stream, by session and stream number.
+type Sessions = HashMap<(u64, u16), (u32, Weak<ServerConn>)>;
+
 /// The target side of the transport.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -58,7 +61,7 @@ pub(super) struct Server {
     next_loop: AtomicUsize,
     next_conn: AtomicU64,
     conns: Mutex<HashMap<u64, Arc<ServerConn>>>,
-    sessions: Mutex<HashMap<(u64, u16), (u32, Weak<ServerConn>)>>,
+    sessions: Mutex<Sessions>,
     closing: AtomicBool,
 }
 
