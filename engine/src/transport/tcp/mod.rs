@@ -1,6 +1,6 @@
 //! TCP transport, native protocol (`docs/PROTOCOL.md`).
 //!
-//! A [`TcpTransport`] owns the event loops `tw-tcp-<n>`, the target side ([`server`]) and makes one [`link`] per peer. A
+//! A [`TcpTransport`] owns the event loops `tw-tcp-<n>`, the target side (`server`) and makes one `link` per peer. A
 //! waiting caller drives its link itself; the loops serve the target side and the links nobody waits on.
 
 mod inbound;
