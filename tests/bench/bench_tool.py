@@ -55,10 +55,19 @@ class Tool:
             raise lab.BenchError(f"{self.binary} moved nothing: {initiator.text()}")
         return duration, batches * batch * block / 1e9, at, sampler
 
+    def _persist(self, *setting):
+        """A run that fails is said and taken again, twice at most."""
+        for _ in range(2):
+            try:
+                return self._initiate(*setting)
+            except lab.BenchError as error:
+                print(f"    taken again: {error}", flush=True)
+        return self._initiate(*setting)
+
     def measure(self, operation, block, batch, threads, seconds):
         self.target.resume()
         try:
-            duration, gigabytes, at, sampler = self._initiate(operation, block, batch, threads, seconds)
+            duration, gigabytes, at, sampler = self._persist(operation, block, batch, threads, seconds)
         finally:
             self.target.pause()
         cpu_per_s = sampler.cpu_per_s(at - 0.9 * duration, at - 0.1 * duration)
