@@ -413,7 +413,7 @@ pub const PARAMS: &[Param] = &[
         publish_wait,
         true,
         [],
-        "Registering returns only after the metadata store has the buffer. Off: it is published soon after."
+        "Registering returns only after the metadata store has the buffer. Off, and beyond 256 buffers in any case: it is published soon after."
     ),
     flag!(
         "TIDEWIRE_TAKE_OVER",

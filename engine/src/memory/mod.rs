@@ -215,6 +215,11 @@ impl RegionTable {
         listed.push(access);
     }
 
+    /// How many regions there are.
+    pub fn count(&self) -> usize {
+        self.regions.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// All regions, in address order.
     pub fn snapshot(&self) -> Vec<Arc<LocalRegion>> {
         self.regions.read().unwrap_or_else(PoisonError::into_inner).clone()

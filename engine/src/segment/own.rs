@@ -75,6 +75,11 @@ impl OwnSegment {
         self.endpoints.get()
     }
 
+    /// Registered buffers now.
+    pub fn buffers(&self) -> usize {
+        self.regions.count()
+    }
+
     /// Marks the text as old: a buffer came or went. The result is the new version.
     pub fn touch(&self) -> u64 {
         // AcqRel: who sees the new version sees the region table as it was before the call.

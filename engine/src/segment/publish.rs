@@ -23,6 +23,13 @@ use crate::{
     runtime::ctl::Ctl,
 };
 
+/// Buffers up to which a caller waits until the store has its change. Each write carries the whole descriptor, so beyond
+/// that registering one by one would cost the square of their number.
+const WAIT_BUFFERS: usize = 256;
+
+/// With more buffers than that, the writer rests this many times as long as the last write took.
+const REST: u32 = 8;
+
 /// Writer of the own descriptor.
 #[derive(Debug)]
 pub struct Publisher {
@@ -55,7 +62,8 @@ impl Publisher {
 
     /// Publishes the present state of the region table. With `p2p` that is no more than marking the text as old.
     ///
-    /// With `wait` the call returns after the store has it, or gave an error.
+    /// With `wait` the call returns after the store has it, or gave an error; not with more than [`WAIT_BUFFERS`] buffers,
+    /// whose descriptor follows in the background. Native peers need no list of buffers, since the target judges ranges.
     ///
     /// # Errors
     /// [`TransferError::Metadata`].
@@ -72,7 +80,7 @@ impl Publisher {
             let publisher = Arc::clone(self);
             self.ctl.spawn(async move { publisher.write_until_done().await });
         }
-        if !wait {
+        if !wait || self.own.buffers() > WAIT_BUFFERS {
             return Ok(());
         }
         // Two writes may be needed: the one in flight and the one with this change.
@@ -99,14 +107,21 @@ impl Publisher {
                 }
                 progress.wanted
             };
+            let started = Instant::now();
             let result = self.write().await;
-            let mut progress = lock(&self.progress);
-            progress.done = target;
-            match result {
-                Ok(()) => progress.failed = None,
-                Err(error) => progress.failed = Some((target, error)),
+            let took = started.elapsed();
+            if let Err(error) = &result {
+                tracing::warn!(segment = %self.own.identity().segment, %error, "descriptor was not published");
             }
-            self.changed.notify_all();
+            {
+                let mut progress = lock(&self.progress);
+                progress.done = target;
+                progress.failed = result.err().map(|error| (target, error));
+                self.changed.notify_all();
+            }
+            if self.own.buffers() > WAIT_BUFFERS {
+                tokio::time::sleep(took * REST).await;
+            }
         }
     }
 
