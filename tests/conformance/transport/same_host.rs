@@ -179,6 +179,7 @@ fn peer_elsewhere_is_unavailable() {
 #[test]
 fn grants_are_given_back_and_slots_used_again() {
     const REGIONS: usize = 24;
+    // More grants than the 16,384 slots of a control page.
     const ROUNDS: usize = 800;
     let few = SameHostOptions { max_mappings: 8, max_waiting: 4, ..options() };
     let (initiator, target) = pair(TransportKind::Shm, &few);
@@ -201,7 +202,6 @@ fn grants_are_given_back_and_slots_used_again() {
             assert!(bytes_of(memory, round, 64) == sent[n * 64..][..64], "round {round} region {n}");
         }
     }
-    assert!(REGIONS * ROUNDS > 16_384, "more grants than slots");
 }
 
 /// An engine with an attached peer and no work sleeps.
