@@ -324,7 +324,7 @@ impl Fixture for ShmMixed {
     }
 
     fn is_shared(number: usize) -> bool {
-        number % 2 == 0
+        number.is_multiple_of(2)
     }
 }
 

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use tidewire_core::{ErrorClass, TaskState, TransferError, mooncake::descriptor::SegmentDescriptor};
 use tidewire_engine::memory::alloc::SharedAllocation;
 
@@ -131,13 +132,14 @@ impl Peer {
         self.child.id()
     }
 
-    pub fn signal(&self, signal: i32) {
-        // SAFETY: the child is ours and not reaped, so the id is its own.
-        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
+    pub fn signal(&self, signal: Signal) {
+        // Not reaped yet, so the id is the child's own.
+        let pid = Pid::from_raw(self.child.id() as i32).unwrap();
+        kill_process(pid, signal).unwrap();
     }
 
     pub fn stop(&self) {
-        self.signal(libc::SIGSTOP);
+        self.signal(Signal::STOP);
         let stat = format!("/proc/{}/stat", self.child.id());
         wait_for("the child to stop", || {
             std::fs::read_to_string(&stat).is_ok_and(|s| s.rsplit(')').next().is_some_and(|s| s.starts_with(" T")))
@@ -198,7 +200,7 @@ pub fn killed_target_fails_slices_soon<F: Fixture>() {
     let link = node.try_connect(descriptor).unwrap();
     let (_, status) = node.run(&*link, &[Op::write(local.addr(), target, LEN as u64)]);
     assert_eq!(status.state, TaskState::Completed, "{:?}", status.error);
-    peer.signal(libc::SIGKILL);
+    peer.signal(Signal::KILL);
     let killed = Instant::now();
     let error = loop {
         let (_, status) = node.run(&*link, &[Op::write(local.addr(), target, LEN as u64)]);
@@ -219,7 +221,7 @@ pub fn killed_target_fails_slices_soon<F: Fixture>() {
 pub fn killed_initiator_frees_the_region<F: Fixture>() {
     let (mut peer, node, memory) = written_by_child::<F>();
     assert_eq!(peer.hear(), "ready");
-    peer.signal(libc::SIGKILL);
+    peer.signal(Signal::KILL);
     let started = Instant::now();
     node.unregister(&memory, Duration::from_secs(20)).unwrap();
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
@@ -239,7 +241,7 @@ pub fn stopped_initiator_resumes_without_harm<F: Fixture>() {
         match node.unregister(&memory, Duration::from_millis(200)) {
             Ok(()) => {
                 memory.fill(0, LEN, 0xA5).unwrap();
-                peer.signal(libc::SIGCONT);
+                peer.signal(Signal::CONT);
                 let end = peer.hear();
                 assert!(
                     end.contains("OutOfBounds") || end.contains("PeerDown") || end.contains("Unreachable"),
@@ -251,7 +253,7 @@ pub fn stopped_initiator_resumes_without_harm<F: Fixture>() {
                 assert_eq!(F::NAME, "cma", "only cma may keep a region: {holder}");
                 assert!(holder.contains(&peer.child.id().to_string()), "{holder}");
                 assert!(node.regions.find(region.range()).is_some());
-                peer.signal(libc::SIGCONT);
+                peer.signal(Signal::CONT);
                 peer.tell("stop");
                 peer.hear();
                 node.unregister(&memory, Duration::from_secs(20)).unwrap();

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use tidewire_core::{ByteRange, ErrorClass, TaskState, TransferError};
 use tidewire_engine::transport::{Drive, TransportKind, shm::SameHostOptions};
 
@@ -33,7 +34,7 @@ fn writer_stopped_inside_a_copy_is_cut_off() {
         peer.stop();
         node.unregister(&memory, Duration::from_millis(50)).unwrap();
         memory.fill(0, LEN, 0xA5).unwrap();
-        peer.signal(libc::SIGCONT);
+        peer.signal(Signal::CONT);
         let end = peer.hear();
         assert!(bytes_of(&memory, 0, LEN) == vec![0xA5; LEN], "memory changed after unregister returned");
         assert!(end.contains("OutOfBounds"), "the writer thinks that it wrote: {end}");
@@ -69,7 +70,7 @@ fn region_beside_another_of_its_allocation_is_not_fenced() {
         std::thread::sleep(Duration::from_micros(500 * round));
         peer.stop();
         let ended = node.unregister(&memory, Duration::from_millis(50));
-        peer.signal(libc::SIGCONT);
+        peer.signal(Signal::CONT);
         peer.tell("stop");
         peer.hear();
         match ended {
@@ -116,7 +117,7 @@ fn stopped_target_serves_granted_regions_and_fails_the_others_in_time() {
     assert_eq!(link.open_slices(), 1);
     link.cancel(&batch, &|range| TransferError::TimedOut { segment: "child".to_owned(), range, timeout_ms: 1 });
     assert_eq!((batch.status().state, link.open_slices()), (TaskState::TimedOut, 0));
-    peer.signal(libc::SIGCONT);
+    peer.signal(Signal::CONT);
     let (_, status) = node.run(&*link, &[Op::read(local.addr(), later, LEN as u64)]);
     assert_eq!(status.state, TaskState::Completed, "{:?}", status.error);
     assert!(bytes_of(&local, 0, LEN) == pattern(LEN, 2));
@@ -178,6 +179,7 @@ fn peer_elsewhere_is_unavailable() {
 #[test]
 fn grants_are_given_back_and_slots_used_again() {
     const REGIONS: usize = 24;
+    // More grants than the 16,384 slots of a control page.
     const ROUNDS: usize = 800;
     let few = SameHostOptions { max_mappings: 8, max_waiting: 4, ..options() };
     let (initiator, target) = pair(TransportKind::Shm, &few);
@@ -200,7 +202,6 @@ fn grants_are_given_back_and_slots_used_again() {
             assert!(bytes_of(memory, round, 64) == sent[n * 64..][..64], "round {round} region {n}");
         }
     }
-    assert!(REGIONS * ROUNDS > 16_384, "more grants than slots");
 }
 
 /// An engine with an attached peer and no work sleeps.
