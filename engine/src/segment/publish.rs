@@ -62,8 +62,8 @@ impl Publisher {
 
     /// Publishes the present state of the region table. With `p2p` that is no more than marking the text as old.
     ///
-    /// With `wait` the call returns after the store has it, or gave an error; not with more than [`WAIT_BUFFERS`] buffers,
-    /// whose descriptor follows in the background. Native peers need no list of buffers, since the target judges ranges.
+    /// With `wait` the call returns after the store has it, or gave an error; not with more than 256 buffers, whose
+    /// descriptor follows in the background. Native peers need no list of buffers, since the target judges ranges.
     ///
     /// # Errors
     /// [`TransferError::Metadata`].
