@@ -10,7 +10,8 @@ mod processes;
 mod rules;
 mod same_host;
 
-/// One module of tests per sibling. `in_process` rules hold for all; `two_processes` adds those with a child process.
+/// One module of tests per sibling. `in_process` rules hold for all; `two_processes_open` adds those with a child process,
+/// `two_processes` those of access control.
 macro_rules! conformance {
     ($($module:ident: $fixture:ident, $rules:ident;)*) => {$(
         mod $module {
@@ -29,8 +30,11 @@ macro_rules! conformance {
         );
     };
     (@two_processes $fixture:ident) => {
-        conformance!(@in_process $fixture);
+        conformance!(@two_processes_open $fixture);
         conformance!(@list rules $fixture stranger_is_refused_with_the_reason);
+    };
+    (@two_processes_open $fixture:ident) => {
+        conformance!(@in_process $fixture);
         conformance!(@list processes $fixture
             other_process_is_reached
             killed_target_fails_slices_soon
@@ -50,6 +54,7 @@ conformance! {
     shm_mixed: ShmMixed, two_processes;
     cma: Cma, two_processes;
     tcp: Tcp, two_processes;
+    mooncake_tcp: Mooncake, two_processes_open;
 }
 
 #[test]

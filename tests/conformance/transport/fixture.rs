@@ -15,11 +15,13 @@ use tidewire_core::{
 };
 use tidewire_engine::{
     batch::BatchCore,
+    control::listen::{PortChoice, listen},
     memory::{RegionTable, alloc::SharedAllocation, alloc::allocate},
     transport::{
         Drive, Identity, Link, Peer, Slice, Transport, TransportKind,
         fake::FakeTransport,
         local::LocalTransport,
+        mooncake_tcp::{MooncakeTcp, MooncakeTcpOptions},
         shm::{SameHost, SameHostOptions},
         tcp::{TcpOptions, TcpTransport},
     },
@@ -115,6 +117,13 @@ impl Node {
                     ..BufferDescriptor::default()
                 })
                 .collect(),
+            tcp_data_host: self.extension.data_host.clone(),
+            tcp_data_port: if self.transport.kind() == TransportKind::MooncakeTcp {
+                self.extension.data_port
+            } else {
+                0
+            },
+            tcp_proto_version: 2,
             tidewire: Some(self.extension.clone()),
             ..SegmentDescriptor::default()
         }
@@ -247,6 +256,8 @@ pub struct Shm;
 pub struct ShmMixed;
 pub struct Cma;
 pub struct Tcp;
+/// Mooncake's protocol, which knows no tokens.
+pub struct Mooncake;
 
 impl Fixture for Local {
     const NAME: &'static str = "local";
@@ -349,5 +360,21 @@ impl Fixture for Tcp {
         extension.data_host = "127.0.0.1".to_owned();
         extension.data_port = transport.port();
         Node { identity, regions, transport, extension, _keep: Box::new(()) }
+    }
+}
+
+impl Fixture for Mooncake {
+    const NAME: &'static str = "mooncake-tcp";
+    const KIND: TransportKind = TransportKind::MooncakeTcp;
+
+    fn node(segment: &str) -> Node {
+        let (identity, regions) = (Node::identity(segment), Arc::new(RegionTable::default()));
+        let options = MooncakeTcpOptions { progress_timeout: Duration::from_secs(2), ..MooncakeTcpOptions::default() };
+        let port = listen("127.0.0.1", &PortChoice::Fixed(0)).unwrap();
+        let transport = MooncakeTcp::start(options, Arc::clone(&regions), Some(port)).unwrap();
+        let mut extension = Node::extension(&identity, &[TransportKind::MooncakeTcp]);
+        extension.data_host = "127.0.0.1".to_owned();
+        extension.data_port = transport.data_address().unwrap().port();
+        Node { identity, regions, transport: Arc::new(transport), extension, _keep: Box::new(()) }
     }
 }

@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tidewire_core::{ErrorClass, TaskState, TransferError, mooncake::descriptor::SegmentDescriptor};
 use tidewire_engine::memory::alloc::SharedAllocation;
 
-use super::fixture::{Cma, Fixture, Op, Shm, ShmMixed, Tcp, bytes_of, pattern, patterned, wait_for};
+use super::fixture::{Cma, Fixture, Mooncake, Op, Shm, ShmMixed, Tcp, bytes_of, pattern, patterned, wait_for};
 
 const FIXTURE: &str = "TIDEWIRE_CONFORMANCE_FIXTURE";
 const ROLE: &str = "TIDEWIRE_CONFORMANCE_ROLE";
@@ -33,6 +33,7 @@ fn child_entry() {
         ShmMixed::NAME => play::<ShmMixed>(&role),
         Cma::NAME => play::<Cma>(&role),
         Tcp::NAME => play::<Tcp>(&role),
+        Mooncake::NAME => play::<Mooncake>(&role),
         other => panic!("no fixture {other}"),
     }
 }

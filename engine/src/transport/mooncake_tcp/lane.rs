@@ -57,7 +57,7 @@ pub(super) struct Lane {
     socket: OwnedFd,
     connected: bool,
     acknowledged: bool,
-    /// Version 1: the one request was given.
+    /// Takes no more requests: version 1 was given its one, or another lane to the same peer was lost.
     used_up: bool,
     send_ended: bool,
     queue: VecDeque<Request>,
@@ -115,7 +115,18 @@ impl Lane {
     /// Whether another request may be given.
     pub(super) fn has_room(&self) -> bool {
         let roomy = self.queue.len() < WINDOW_REQUESTS && self.bytes < WINDOW_BYTES;
-        self.connected && !self.send_ended && if self.acknowledged { roomy } else { !self.used_up }
+        self.connected && !self.send_ended && !self.used_up && roomy
+    }
+
+    /// Gives the lane no more requests; whether it can go now.
+    pub(super) fn retire(&mut self) -> bool {
+        self.used_up = true;
+        self.queue.is_empty()
+    }
+
+    /// Whether it counts against the connections of its peer. Retired ones do not: they may be dead.
+    pub(super) fn counts(&self) -> bool {
+        !self.acknowledged || !self.used_up
     }
 
     /// Whether its work is done and it cannot be given more.
@@ -127,7 +138,7 @@ impl Lane {
         if self.queue.is_empty() {
             self.progress = now;
         }
-        self.used_up = !self.acknowledged;
+        self.used_up |= !self.acknowledged;
         self.bytes += request.target.len();
         self.queue.push_back(request);
     }

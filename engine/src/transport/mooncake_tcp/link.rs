@@ -97,9 +97,14 @@ impl LinkShared {
         request.fail(TransferError::OutOfBounds { segment, peer, range });
     }
 
-    /// Fails a request whose connection was lost again. Version 1 has no other way to refuse a range than to close.
+    /// Fails a request whose second connection was lost too, which ends the link. Version 1 has no other way to refuse a
+    /// range than to close, so there it is a refusal.
     pub(super) fn fail_lost(&self, request: Request, reason: &str) {
-        if self.acknowledged { self.fail_down(request, reason) } else { self.refuse(request) }
+        if !self.acknowledged {
+            return self.refuse(request);
+        }
+        self.set_failure(unreachable(&self.peer, &format!("{}: {reason}", self.address)));
+        self.fail_down(request, reason);
     }
 
     /// Fails a request because the peer is gone.
@@ -149,6 +154,9 @@ impl Link for MooncakeLink {
     }
 
     fn submit(&self, slices: &mut Vec<Slice>) {
+        if let Some(failure) = self.shared.failure() {
+            return slices.drain(..).for_each(|slice| slice.token.fail(failure.clone()));
+        }
         let room = self.max_open_slices.saturating_sub(self.shared.open_requests());
         let open = &self.shared.open;
         let requests: Vec<Request> = slices

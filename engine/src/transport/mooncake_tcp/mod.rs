@@ -8,6 +8,7 @@
 //! * registered memory is touched only by these two threads, inside a system call of a connection that is open;
 //! * a write is done when the target said so after placing the last byte, also in version 1.
 
+mod dial;
 mod inbound;
 mod lane;
 mod link;
@@ -20,8 +21,7 @@ mod tests;
 mod worker;
 
 use std::{
-    net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
-    os::fd::OwnedFd,
+    net::{SocketAddr, TcpListener},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -133,25 +133,6 @@ impl MooncakeTcp {
             _ => Err(TransferError::ShutDown),
         }
     }
-
-    fn dial(&self, peer: &Peer, address: &HostPort) -> Result<(OwnedFd, SocketAddr), TransferError> {
-        let failed = |error: std::io::Error| unreachable(peer, &format!("{address}: {error}"));
-        let deadline = Instant::now() + self.options.connect_timeout;
-        let mut last = std::io::Error::from(std::io::ErrorKind::NotFound);
-        for found in (address.host.as_str(), address.port).to_socket_addrs().map_err(failed)? {
-            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-            let connected = TcpStream::connect_timeout(&found, left).and_then(|stream| {
-                stream.set_nonblocking(true)?;
-                stream.set_nodelay(true)?;
-                Ok(stream)
-            });
-            match connected {
-                Ok(stream) => return Ok((stream.into(), found)),
-                Err(error) => last = error,
-            }
-        }
-        Err(failed(last))
-    }
 }
 
 /// Where a peer takes data connections; `None` if it has no data port.
@@ -182,7 +163,8 @@ impl Transport for MooncakeTcp {
             reason: format!("it publishes protocol {} and no port", peer.descriptor.protocol),
         })?;
         let mailbox = self.mailbox()?;
-        let (socket, address) = self.dial(&peer, &address)?;
+        let dialled = dial::finish(&address, self.options.connect_timeout);
+        let (socket, address) = dialled.map_err(|error| unreachable(&peer, &format!("{address}: {error}")))?;
         let acknowledged = peer.descriptor.tcp_proto_version >= 2 && !self.options.force_v1;
         let key = self.next_link.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(peer = %address, segment = %peer.segment, acknowledged, "mooncake link");

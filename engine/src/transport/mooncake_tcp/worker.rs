@@ -10,17 +10,15 @@
 use std::{
     collections::{HashMap, VecDeque},
     io,
-    net::SocketAddr,
     os::fd::OwnedFd,
     sync::{Arc, mpsc::SyncSender},
     time::{Duration, Instant},
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
 use tidewire_core::{ByteRange, TransferError};
 
 use super::{
-    MooncakeTcpOptions,
+    MooncakeTcpOptions, dial,
     lane::{End, Lane},
     link::LinkShared,
     poller::{CloseOnDrop, Mailbox, Poller, Slab},
@@ -194,25 +192,28 @@ impl Worker {
                 lane.push(request, self.now);
             }
         }
-        let (keys, wanting) = (link.lanes.clone(), link.line.len());
-        for key in keys {
+        for key in link.lanes.clone() {
             if let Some(lane) = self.lanes.get_mut(key) {
                 lane.send(self.now);
             }
             self.rewatch(key);
         }
-        if wanting > 0 {
-            self.grow(link_key, wanting);
+        match self.links.get(&link_key).map_or(0, |link| link.line.len()) {
+            0 => {}
+            wanting => self.grow(link_key, wanting),
         }
         self.arm_tick();
     }
 
     fn grow(&mut self, link_key: u64, wanting: usize) {
         let Some(link) = self.links.get_mut(&link_key) else { return };
-        let (lanes, acknowledged, address) = (link.lanes.len(), link.shared.acknowledged, link.shared.address);
-        let mut dialling = 0;
+        let (acknowledged, address) = (link.shared.acknowledged, link.shared.address);
+        let (mut lanes, mut dialling) = (0, 0);
         for &key in &link.lanes {
-            dialling += usize::from(self.lanes.get_mut(key).is_some_and(|lane| !lane.is_connected()));
+            if let Some(lane) = self.lanes.get_mut(key) {
+                lanes += usize::from(lane.counts());
+                dialling += usize::from(!lane.is_connected());
+            }
         }
         // Version 1 needs a connection per request; version 2 tries one more at a time.
         let more = if acknowledged { usize::from(dialling == 0) } else { wanting.saturating_sub(dialling) };
@@ -220,7 +221,7 @@ impl Worker {
             return;
         }
         for _ in lanes..(lanes + more).min(self.options.lanes_per_peer.max(1)) {
-            let dialled = dial(address).and_then(|socket| self.add_lane(link_key, socket, false));
+            let dialled = dial::start(address).and_then(|socket| self.add_lane(link_key, socket, false));
             if let Err(error) = dialled {
                 return self.lane_failed(link_key, &error);
             }
@@ -281,6 +282,7 @@ impl Worker {
             }
             End::Lost(error) => Some(error.to_string()),
         };
+        let retry_now = !requests.is_empty();
         for mut request in requests.into_iter().rev() {
             // Behind a refused request nothing was lost, the target just did not look at it.
             if let Some(reason) = &reason {
@@ -294,13 +296,27 @@ impl Worker {
             request.rewind();
             link.line.push_front(request);
         }
+        if reason.is_some() && retry_now {
+            self.retire_lanes(link_key);
+        }
+    }
+
+    /// What was lost is repeated on a connection made after the loss: the ones there are may be as dead.
+    fn retire_lanes(&mut self, link_key: u64) {
+        let Some(link) = self.links.get(&link_key) else { return };
+        for key in link.lanes.clone() {
+            if self.lanes.get_mut(key).is_some_and(Lane::retire) {
+                self.drop_lane(key);
+            }
+        }
     }
 
     /// A connection could not be made. Without another one the link is down.
     fn lane_failed(&mut self, link_key: u64, error: &io::Error) {
         let Some(link) = self.links.get_mut(&link_key) else { return };
         link.grown = true;
-        if !link.lanes.is_empty() {
+        let lanes = &mut self.lanes;
+        if link.lanes.iter().any(|key| lanes.get_mut(*key).is_some_and(|lane| lane.counts())) {
             return;
         }
         let shared = Arc::clone(&link.shared);
@@ -380,15 +396,5 @@ impl Worker {
         }
         requests.extend(link.line);
         requests
-    }
-}
-
-/// Starts a connection without waiting for it.
-fn dial(address: SocketAddr) -> io::Result<OwnedFd> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
-    socket.set_tcp_nodelay(true)?;
-    match socket.connect(&address.into()) {
-        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
-        _ => Ok(socket.into()),
     }
 }
