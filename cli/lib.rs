@@ -4,7 +4,7 @@
 //! Results go to stdout, everything else (logs, progress, errors with a hint) to stderr. The exit status is 0 when the
 //! command did what it was asked, 1 when it failed and 2 when it was called wrongly.
 //!
-//! Invariant: a process that a command starts never outlives it (see [`child`]).
+//! Invariant: a process that a command starts never outlives it (see `child`).
 #![forbid(unsafe_code)]
 
 mod app;
