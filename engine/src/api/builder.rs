@@ -141,6 +141,7 @@ impl EngineBuilder {
         let batches = Arc::new(BatchTable::default());
         let inner = EngineInner {
             ticker: Ticker::start(Arc::clone(&batches))?,
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
             config,
             own,
             regions,

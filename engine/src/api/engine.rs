@@ -49,6 +49,8 @@ pub struct TransferEngine {
 #[derive(Debug)]
 pub(crate) struct EngineInner {
     pub config: Config,
+    /// Cores of this host.
+    pub cores: usize,
     pub own: Arc<OwnSegment>,
     pub regions: Arc<RegionTable>,
     pub connector: Arc<Connector>,
@@ -162,7 +164,9 @@ impl TransferEngine {
     pub fn allocate_batch(&self, capacity: usize) -> Result<Batch, TransferError> {
         let inner = &self.inner;
         inner.check_gate()?;
-        let limits = Limits { without_progress: inner.config.batch_timeout, spin: inner.config.spin };
+        // On one core, whoever polls keeps the peer from answering.
+        let spin = if inner.cores > 1 { inner.config.spin } else { Duration::ZERO };
+        let limits = Limits { without_progress: inner.config.batch_timeout, spin };
         let flight = inner.batches.insert(|id| Flight::new(id, capacity, limits, Arc::clone(&inner.counters)));
         Counters::add(&inner.counters.batches, 1);
         Ok(Batch::new(Arc::clone(inner), flight, true))

@@ -308,14 +308,14 @@ pub const PARAMS: &[Param] = &[
         name: "TIDEWIRE_SPIN_US",
         aliases: &[],
         kind: Kind::Number {
-            default: 0,
+            default: 50,
             min: 0,
             max: 1_000_000,
             set: |config, value| config.spin = Duration::from_micros(value),
             get: |config| config.spin.as_micros() as u64,
         },
         unit: "us",
-        help: "How long a waiting caller polls before it sleeps; 0: it sleeps at once.",
+        help: "How long a waiting caller polls before it sleeps, unless bulk data is on its way in or there is only one core; 0: it sleeps at once.",
         secret: false,
     },
     Param {
