@@ -77,7 +77,9 @@ impl TcpLink {
                 spin_until = spin_until.map(|_| now + how.spin);
             }
             match spin_until {
-                Some(until) if now < until && !bulk => std::hint::spin_loop(),
+                // Receiving takes the lock of the socket, which keeps bulk data from coming in; asking `poll` does not.
+                Some(until) if now < until && bulk => self.wait_ready(Duration::ZERO),
+                Some(until) if now < until => std::hint::spin_loop(),
                 _ => self.sleep(how.deadline),
             }
         }
@@ -109,6 +111,11 @@ impl TcpLink {
 
     /// Sleeps until a stream is ready, somebody kicks, or it is time to look at the heartbeats.
     pub(super) fn sleep(&self, deadline: Instant) {
+        self.wait_ready(deadline.saturating_duration_since(Instant::now()).min(LOOK));
+    }
+
+    /// Waits at most `wait` for a stream to be ready.
+    fn wait_ready(&self, wait: Duration) {
         // Each descriptor is kept open by its own count, for another thread may take the connection down meanwhile.
         let mut raw = Vec::with_capacity(self.streams.len());
         for stream in &self.streams {
@@ -122,7 +129,6 @@ impl TcpLink {
         let mut fds: Vec<PollFd<'_>> =
             raw.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), *flags)).collect();
         fds.push(PollFd::from_borrowed_fd(self.kick.as_fd(), PollFlags::IN));
-        let wait = deadline.saturating_duration_since(Instant::now()).min(LOOK);
         let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) };
         // Interrupted or not: the caller looks at everything again.
         let _ = poll(&mut fds, Some(&timeout));

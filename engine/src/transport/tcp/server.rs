@@ -120,6 +120,7 @@ impl Server {
             return Ok(());
         }
         socket::configure(&SockRef::from(&socket), &self.options)?;
+        socket::tune_for_peer(&SockRef::from(&socket), peer.ip());
         let id = self.next_conn.fetch_add(1, Ordering::Relaxed);
         let index = self.next_loop.fetch_add(1, Ordering::Relaxed) % self.loops.len().max(1);
         let Some(event_loop) = self.loops.get(index) else { return Ok(()) };

@@ -26,6 +26,17 @@ pub(super) fn configure(socket: &Socket, options: &TcpOptions) -> io::Result<()>
     Ok(())
 }
 
+/// Between two addresses of this host there is nothing to pace or to probe for, and a congestion control that does (BBR)
+/// costs more than half of the rate: measured 2.9 GB/s against 6.2 GB/s for one raw stream. Reno is always there and
+/// always permitted (`tcp(7)`).
+pub(super) fn tune_for_peer(socket: &Socket, peer: IpAddr) {
+    let local = socket.local_addr().ok().and_then(|a| a.as_socket()).map(|a| a.ip());
+    if peer.is_loopback() || local == Some(peer) {
+        // Left as it is, the connection is slower, not wrong.
+        let _ = socket.set_tcp_congestion(b"reno");
+    }
+}
+
 /// Starts a connection without waiting for it.
 pub(super) fn dial(address: SocketAddr, options: &TcpOptions) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
@@ -35,6 +46,7 @@ pub(super) fn dial(address: SocketAddr, options: &TcpOptions) -> io::Result<Owne
         Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {}
         Err(e) => return Err(e),
     }
+    tune_for_peer(&socket, address.ip());
     Ok(socket.into())
 }
 
