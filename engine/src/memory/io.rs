@@ -12,6 +12,7 @@
 use std::{
     io,
     marker::PhantomData,
+    mem::MaybeUninit,
     os::fd::{AsRawFd, BorrowedFd},
 };
 
@@ -132,7 +133,8 @@ fn add_crc(crc: u32, addr: u64, len: u64) -> u32 {
 
 /// Parts of one vectored call.
 pub(crate) struct Parts<'a> {
-    parts: [libc::iovec; MAX_PARTS],
+    /// The first `used` are set; setting all of them would cost more than the rest of a small call.
+    parts: [MaybeUninit<libc::iovec>; MAX_PARTS],
     used: usize,
     bytes: u64,
     borrowed: PhantomData<&'a mut [u8]>,
@@ -141,8 +143,7 @@ pub(crate) struct Parts<'a> {
 impl<'a> Parts<'a> {
     /// No parts.
     pub(crate) fn new() -> Self {
-        let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        Parts { parts: [empty; MAX_PARTS], used: 0, bytes: 0, borrowed: PhantomData }
+        Parts { parts: [MaybeUninit::uninit(); MAX_PARTS], used: 0, bytes: 0, borrowed: PhantomData }
     }
 
     /// Bytes of all parts.
@@ -157,7 +158,7 @@ impl<'a> Parts<'a> {
 
     fn push(&mut self, addr: u64, len: u64) {
         if let Some(slot) = self.parts.get_mut(self.used) {
-            *slot = libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len as usize };
+            slot.write(libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len as usize });
             self.used += 1;
             self.bytes += len;
         }
@@ -197,7 +198,7 @@ impl<'a> Parts<'a> {
     fn message(&mut self) -> libc::msghdr {
         // SAFETY: `msghdr` is plain data; all zeroes is its empty value.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        message.msg_iov = self.parts.as_mut_ptr();
+        message.msg_iov = self.parts.as_mut_ptr().cast();
         message.msg_iovlen = self.used as _;
         message
     }
@@ -206,7 +207,7 @@ impl<'a> Parts<'a> {
     pub(crate) fn send(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         let message = self.message();
         loop {
-            // SAFETY: every part is borrowed for `'a` or lies in pinned registered memory (module contract).
+            // SAFETY: the first `used` parts are set; each is borrowed for `'a` or lies in pinned registered memory (module contract).
             let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
             if let Some(result) = finished(sent) {
                 return result;
@@ -218,7 +219,7 @@ impl<'a> Parts<'a> {
     pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         let mut message = self.message();
         loop {
-            // SAFETY: every part is exclusively borrowed for `'a` or lies in pinned registered memory that the
+            // SAFETY: the first `used` parts are set; each is exclusively borrowed for `'a` or lies in pinned registered memory that the
             // registration made writable (module contract).
             let got = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) };
             if let Some(result) = finished(got) {
