@@ -3,8 +3,8 @@
  *   pingpong block|spin OUT BACK SECONDS
  *
  * The parent sends OUT bytes, the child answers with BACK bytes once it has them all; TCP_NODELAY on both ends. `block`
- * waits in read(2); `spin` polls a non-blocking socket on both ends. Parent and child have a core each. Prints one JSON line with p50 and p99 of the round
- * trip in microseconds.
+ * waits in read(2), parent and child on a core each; `spin` polls a non-blocking socket on both ends, wherever they run.
+ * Prints one JSON line with p50 and p99 of the round trip in microseconds.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -104,7 +104,7 @@ int main(int argc, char **argv) {
     int one = 1;
     if (child == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        use_core(1);
+        if (!spin) use_core(1);
         int fd = accept(listener, NULL, NULL);
         if (fd < 0) die("accept");
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
@@ -112,7 +112,7 @@ int main(int argc, char **argv) {
         while (read_all(fd, buffer, out) && write_all(fd, buffer, back)) {}
         _exit(0);
     }
-    use_core(0);
+    if (!spin) use_core(0);
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     if (fd < 0 || connect(fd, (void *)&address, sizeof address)) die("connect");
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);

@@ -81,7 +81,7 @@ def throughput_table(cases):
 
 def cpu_table(cases):
     """Rows of CPU seconds per GB, initiator and target together."""
-    cases = [case for case in cases if all("cpu_s_per_gb" in run for runs in case.runs.values() for run in runs)]
+    cases = [case for case in cases if case.metric == "gb_per_s" and all("cpu_s_per_gb" in run for runs in case.runs.values() for run in runs)]
     if not cases:
         return []
     sides = _sides(cases)

@@ -15,9 +15,9 @@ REGION = 256 << 20
 class Pair:
     """A target and an initiator; `measure` runs one setting."""
 
-    def __init__(self, target_command, initiator_command, env=None, pinned=False):
-        """`pinned` gives each of the two processes one core of its own."""
-        self.target = lab.Process(target_command, env, 1 if pinned else None)
+    def __init__(self, target_command, initiator_command, env=None, pinned=False, target_env=None):
+        """`pinned` gives each of the two processes one core of its own; `target_env` is the target's where it differs."""
+        self.target = lab.Process(target_command, target_env or env, 1 if pinned else None)
         hello, _ = self.target.expect(r"^\{.*\}$")
         self.initiator = lab.Process(initiator_command, env, 0 if pinned else None)
         self.ready = self.initiator.ask(json.loads(hello.group(0)))
@@ -60,11 +60,20 @@ def nixl(transports, **more):
     return Pair([python, worker, "target", str(REGION)], [python, worker, "initiator", str(REGION)], env)
 
 
-def ours(transport, memory="engine", pinned=False, **more):
+# How the waiting threads wait: the initiator's caller, and the target's event loop.
+WAITS = {
+    "default": ({}, {}),
+    "sleeping": ({"TIDEWIRE_SPIN_US": "0", "TIDEWIRE_TCP_LOOP_SPIN_US": "0"},) * 2,
+    "spinning": ({"TIDEWIRE_SPIN_US": "1000000", "TIDEWIRE_TCP_LOOP_SPIN_US": "0"}, {"TIDEWIRE_TCP_LOOP_SPIN_US": "1000000"}),
+}
+
+
+def ours(transport, memory="engine", waits="default", pinned=False):
     """Ours over one transport; `memory` is "engine" (allocated by it) or "plain" (registered)."""
     worker = lab.release_binary("bench_worker")
+    initiator_env, target_env = WAITS[waits]
     return Pair([worker, "target", str(REGION), transport, memory], [worker, "initiator", str(REGION), transport, memory],
-                more, pinned)
+                initiator_env, pinned, target_env)
 
 
 def rounds(pairs, options, operation, block, batch):

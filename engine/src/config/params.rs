@@ -315,7 +315,7 @@ pub const PARAMS: &[Param] = &[
             get: |config| config.spin.as_micros() as u64,
         },
         unit: "us",
-        help: "How long a waiting caller polls before it sleeps, unless bulk data is on its way in or there is only one core; 0: it sleeps at once.",
+        help: "How long a waiting caller polls before it sleeps, unless there is only one core; 0: it sleeps at once.",
         secret: false,
     },
     Param {
