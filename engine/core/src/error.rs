@@ -1,7 +1,7 @@
 //! Errors of transfers, and what a caller may do about each.
 //!
-//! Every variant names the thing that went wrong: peer, segment and range. Code decides on [`TransferError::class`],
-//! never on text.
+//! Every variant names what is known of the thing that went wrong: segment, peer and target range for an operation, the
+//! address for a registration. Code decides on [`TransferError::class`], never on text.
 
 use crate::{id::SegmentId, range::ByteRange};
 
@@ -144,10 +144,12 @@ pub enum TransferError {
         silent_ms: u64,
     },
     /// The deadline of the batch passed.
-    #[error("deadline of {timeout_ms} ms passed during {range} of segment {segment}")]
+    #[error("deadline of {timeout_ms} ms passed during {range} of segment {segment} of peer {peer}")]
     TimedOut {
         /// Segment name.
         segment: String,
+        /// Peer address.
+        peer: String,
         /// Target range of the operation.
         range: ByteRange,
         /// The deadline.

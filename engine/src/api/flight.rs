@@ -193,7 +193,8 @@ impl Flight {
     /// Ends the batch because `timeout` passed.
     pub fn expire(&self, timeout: Duration) {
         self.abort(&|segment, range| TransferError::TimedOut {
-            segment: segment.to_owned(),
+            segment: segment.name().to_owned(),
+            peer: segment.resolved().address.to_string(),
             range,
             timeout_ms: timeout.as_millis() as u64,
         });
@@ -201,19 +202,18 @@ impl Flight {
 
     /// Ends every open slice with the error that `make` gives for its segment and target range, and takes no more. When
     /// this returns no link holds a slice of the batch.
-    pub fn abort(&self, make: &dyn Fn(&str, ByteRange) -> TransferError) {
+    pub fn abort(&self, make: &dyn Fn(&Segment, ByteRange) -> TransferError) {
         let lanes = {
             let mut inner = lock(&self.inner);
             inner.ended = true;
             std::mem::take(&mut inner.lanes)
         };
         for lane in lanes {
-            let name = lane.segment.name();
             for slice in lane.waiting {
                 let target = slice.target;
-                slice.token.fail(make(name, target));
+                slice.token.fail(make(&lane.segment, target));
             }
-            lane.link.cancel(&self.core, &|range| make(name, range));
+            lane.link.cancel(&self.core, &|range| make(&lane.segment, range));
         }
         let delivery = {
             let mut closing = lock(&self.closing);

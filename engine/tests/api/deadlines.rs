@@ -44,7 +44,7 @@ fn a_wait_that_times_out_ends_the_batch() {
     batch.submit(&s.writes(3, 64)).unwrap();
     let started = Instant::now();
     match batch.wait(Duration::from_millis(60)) {
-        Err(TransferError::TimedOut { segment, timeout_ms, range }) => {
+        Err(TransferError::TimedOut { segment, timeout_ms, range, .. }) => {
             assert_eq!((segment.as_str(), timeout_ms), (s.peer.segment_name(), 60));
             assert_eq!(range.len(), 64);
         }

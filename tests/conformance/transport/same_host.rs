@@ -115,7 +115,12 @@ fn stopped_target_serves_granted_regions_and_fails_the_others_in_time() {
     let (batch, slices) = node.prepare(&[Op::write(local.addr(), later, 4096)]);
     push(&*link, &batch, slices);
     assert_eq!(link.open_slices(), 1);
-    link.cancel(&batch, &|range| TransferError::TimedOut { segment: "child".to_owned(), range, timeout_ms: 1 });
+    link.cancel(&batch, &|range| TransferError::TimedOut {
+        segment: "child".to_owned(),
+        peer: String::new(),
+        range,
+        timeout_ms: 1,
+    });
     assert_eq!((batch.status().state, link.open_slices()), (TaskState::TimedOut, 0));
     peer.signal(Signal::CONT);
     let (_, status) = node.run(&*link, &[Op::read(local.addr(), later, LEN as u64)]);

@@ -231,7 +231,12 @@ fn cancel_leaves_the_memory_alone_and_other_batches_go_on() {
     let link = from.link_to(address, 2);
     let cancelled = from.submit(&link, &[(Opcode::Read, 0, 0x1000, 1000)]);
     let other = from.submit(&link, &[(Opcode::Read, 2000, 0x2000, 1000)]);
-    link.cancel(&cancelled, &|range| TransferError::TimedOut { segment: "seg".into(), range, timeout_ms: 5 });
+    link.cancel(&cancelled, &|range| TransferError::TimedOut {
+        segment: "seg".into(),
+        peer: "p".into(),
+        range,
+        timeout_ms: 5,
+    });
     let status = cancelled.status();
     assert_eq!(status.state, TaskState::TimedOut, "{:?}", status.error);
     from.memory[..1000].fill(1);
