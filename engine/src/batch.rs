@@ -158,6 +158,21 @@ impl BatchCore {
         self.is_settled()
     }
 
+    /// Like [`BatchCore::park`], and not ended early by a nudge, which is left for whoever it was meant for.
+    pub fn park_settled(&self, deadline: Instant) -> bool {
+        let mut inner = lock(&self.inner);
+        inner.parked += 1;
+        while !self.is_settled() {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { break };
+            inner = self.wake.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        inner.parked -= 1;
+        if inner.nudged && inner.parked != 0 {
+            self.wake.notify_one();
+        }
+        self.is_settled()
+    }
+
     /// Makes one [`BatchCore::park`] of this batch, the present one or the next, return early: its thread is to drive
     /// progress itself.
     pub fn nudge(&self) {
@@ -239,11 +254,10 @@ impl BatchCore {
             let mut inner = lock(&self.inner);
             (inner.closing.take(), inner.error.is_some())
         };
+        // Without a step the bit is that of a closing under way, and its token ends the batch.
+        let Some(step) = step else { return };
         let token = ClosingToken { batch: Some(Arc::clone(self)) };
-        match step {
-            Some(step) if !failed => step(token),
-            _ => token.done(),
-        }
+        if failed { token.done() } else { step(token) }
     }
 
     fn finish(&self) {
@@ -255,7 +269,9 @@ impl BatchCore {
             if let Some(event) = &inner.event {
                 signal(event);
             }
-            (std::mem::take(&mut inner.pins), std::mem::take(&mut inner.wakers))
+            // Another submit may have begun since the count; under this lock that is certain, and its pins stay.
+            let pins = if self.is_settled() { std::mem::take(&mut inner.pins) } else { Vec::new() };
+            (pins, std::mem::take(&mut inner.wakers))
         };
         drop(pins);
         for waker in wakers {

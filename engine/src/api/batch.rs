@@ -84,7 +84,7 @@ impl Batch {
     /// [`TransferError::TimedOut`] when `timeout` passed first: the batch is ended then, and none of its memory is
     /// touched any more.
     pub fn wait(&self, timeout: Duration) -> Result<BatchStatus, TransferError> {
-        if self.flight.drive(Instant::now() + timeout) {
+        if self.flight.drive(deadline_after(timeout)) {
             return Ok(self.flight.core.status());
         }
         Counters::add(&self.engine.counters.timeouts, 1);
@@ -156,6 +156,12 @@ impl Drop for Batch {
             let _ = self.engine.batches.remove(self.flight.id);
         }
     }
+}
+
+/// The time `timeout` from now; a timeout that no clock can hold is a year.
+pub(crate) fn deadline_after(timeout: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(timeout).unwrap_or_else(|| now + Duration::from_secs(365 * 86_400))
 }
 
 /// Future of [`Batch::settled`].

@@ -340,11 +340,11 @@ impl EngineInner {
         if self.gate.swap(true, Ordering::AcqRel) {
             return;
         }
-        let deadline = Instant::now() + drain;
+        let deadline = super::batch::deadline_after(drain);
         self.withdraw();
         for flight in self.batches.in_flight() {
             flight.detach();
-            flight.core.park(deadline);
+            flight.core.park_settled(deadline);
         }
         for flight in self.batches.in_flight() {
             flight.abort(&|_, _| TransferError::Cancelled);

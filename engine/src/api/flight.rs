@@ -68,6 +68,7 @@ pub struct Inner {
     /// One per link in use.
     pub lanes: Vec<Lane>,
     ended: bool,
+    freed: bool,
     detached: bool,
     /// Bytes settled and entries submitted when progress was seen last.
     seen: (u64, usize),
@@ -88,7 +89,14 @@ pub struct Lane {
 impl Flight {
     /// An empty batch.
     pub fn new(id: BatchId, capacity: usize, limits: Limits, counters: Arc<Counters>) -> Arc<Self> {
-        let inner = Inner { lanes: Vec::new(), ended: false, detached: false, seen: (0, 0), since: Instant::now() };
+        let inner = Inner {
+            lanes: Vec::new(),
+            ended: false,
+            freed: false,
+            detached: false,
+            seen: (0, 0),
+            since: Instant::now(),
+        };
         Arc::new(Flight {
             id,
             core: BatchCore::new(capacity),
@@ -104,9 +112,12 @@ impl Flight {
     /// Opens the batch for more slices. One caller at a time.
     ///
     /// # Errors
-    /// [`TransferError::Cancelled`] once the batch was ended.
+    /// [`TransferError::Cancelled`] once the batch was ended, [`TransferError::UnknownBatch`] once it was freed.
     pub fn submitting(&self) -> Result<MutexGuard<'_, Inner>, TransferError> {
         let mut inner = lock(&self.inner);
+        if inner.freed {
+            return Err(TransferError::UnknownBatch { batch: self.id.raw() });
+        }
         if inner.ended {
             return Err(TransferError::Cancelled);
         }
@@ -126,7 +137,7 @@ impl Flight {
 
     /// Drives the links from the calling thread until the batch is settled or `deadline` passed; whether it is settled.
     pub fn drive(&self, deadline: Instant) -> bool {
-        self.waiters.fetch_add(1, Ordering::Relaxed);
+        self.waiters.fetch_add(1, Ordering::AcqRel);
         while !self.core.is_settled() && Instant::now() < deadline {
             let (first, backlog) = self.prepare_drive();
             let step = if backlog { deadline.min(Instant::now() + BACKLOG_STEP) } else { deadline };
@@ -139,15 +150,30 @@ impl Flight {
         self.core.is_settled()
     }
 
-    /// Hands waiting slices over; the link that the caller is to drive, and whether slices still wait. A caller drives one
-    /// link, the others then move on their own.
+    /// Hands waiting slices over; the link that the caller is to drive, and whether slices still wait. With several
+    /// links none is driven: the last slice may settle on any, and who leads one does not see the others.
     fn prepare_drive(&self) -> (Option<Arc<dyn Link>>, bool) {
         let mut inner = lock(&self.inner);
         let backlog = inner.hand_over();
         if inner.lanes.len() > 1 {
-            inner.lanes.iter().skip(1).for_each(|lane| lane.link.detach());
+            inner.lanes.iter().for_each(|lane| lane.link.detach());
+            return (None, backlog);
         }
         (inner.lanes.first().map(|lane| Arc::clone(&lane.link)), backlog)
+    }
+
+    /// After a submit: a thread that waits already may be driving another link, or none.
+    pub fn submitted(&self, inner: &mut Inner) {
+        inner.hand_over();
+        if self.waiters.load(Ordering::Acquire) != 0 {
+            inner.lanes.iter().for_each(|lane| lane.link.detach());
+            self.core.nudge();
+        }
+    }
+
+    /// Takes the batch out of use: a handle that is left cannot submit to it.
+    pub fn free(&self) {
+        lock(&self.inner).freed = true;
     }
 
     /// Sees to it that the batch goes on with no thread waiting for it.
@@ -223,7 +249,7 @@ impl Flight {
         if let Some(delivery) = delivery {
             delivery.abort();
         }
-        if !self.core.park(Instant::now() + FENCE) {
+        if !self.core.park_settled(Instant::now() + FENCE) {
             tracing::error!(batch = self.id.raw(), "a link still holds slices of an ended batch");
         }
     }

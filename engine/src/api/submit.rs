@@ -197,7 +197,7 @@ impl Plan {
         for aim in &self.segments {
             aim.segment.count_bytes(self.bytes / self.segments.len() as u64);
         }
-        inner.hand_over();
+        flight.submitted(&mut inner);
         drop(inner);
         drop(submit);
         Counters::add(&engine.counters.requests, requests.len() as u64);

@@ -70,6 +70,7 @@ impl BatchTable {
         let slot = inner.slots.get_mut(id.index() as usize).filter(|slot| slot.generation == id.generation());
         let flight = slot.and_then(|slot| slot.flight.take()).ok_or(TransferError::UnknownBatch { batch: id.raw() })?;
         inner.free.push(id.index());
+        flight.free();
         if !flight.core.is_settled() {
             inner.orphans.push(flight);
         }

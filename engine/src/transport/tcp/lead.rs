@@ -2,7 +2,10 @@
 
 use std::{
     os::fd::AsFd,
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{
+        Arc, Weak,
+        atomic::{Ordering, fence},
+    },
     time::{Duration, Instant},
 };
 
@@ -40,6 +43,10 @@ impl TcpLink {
                 batch.park(how.deadline);
             }
             lock(&self.waiters).retain(|b| !Arc::ptr_eq(b, batch));
+            if batch.is_settled() || Instant::now() >= how.deadline {
+                // The lead may have been offered to this waiter, which leaves.
+                self.pass_on(batch);
+            }
         }
     }
 
@@ -116,6 +123,8 @@ impl TcpLink {
 
     /// Waits at most `wait` for a stream to be ready.
     fn wait_ready(&self, wait: Duration) {
+        // Before the set is made: who sends after that on a stream that is not in it sees the flag and kicks.
+        self.sleeping.store(true, Ordering::SeqCst);
         // Each descriptor is kept open by its own count, for another thread may take the connection down meanwhile.
         let mut raw = Vec::with_capacity(self.streams.len());
         for stream in &self.streams {
@@ -132,6 +141,7 @@ impl TcpLink {
         let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) };
         // Interrupted or not: the caller looks at everything again.
         let _ = poll(&mut fds, Some(&timeout));
+        self.sleeping.store(false, Ordering::Relaxed);
         if fds.last().is_some_and(|fd| !fd.revents().is_empty()) {
             let mut count = [0; 8];
             let _ = rustix::io::read(&self.kick, &mut count);
@@ -144,12 +154,9 @@ impl TcpLink {
         let _ = rustix::io::write(&self.kick, &1u64.to_ne_bytes());
     }
 
-    /// Whether a leader sleeps that does not know of bytes to be sent.
-    pub(super) fn wants_leader_attention(&self) -> bool {
-        match self.lead.try_lock() {
-            Ok(_) => false,
-            Err(_) => self.streams.iter().any(|s| lock(&s.state).conn.as_ref().is_some_and(|c| c.wants_write())),
-        }
+    /// Whether a leader sleeps that may not know of bytes to be sent.
+    pub(super) fn leader_sleeps(&self) -> bool {
+        self.sleeping.load(Ordering::SeqCst)
     }
 
     /// After leading: another waiter takes over, or the loops do.
@@ -157,8 +164,7 @@ impl TcpLink {
         if self.open_slices() == 0 {
             return;
         }
-        let next = lock(&self.waiters).iter().find(|b| !Arc::ptr_eq(b, batch) && !b.is_settled()).cloned();
-        match next {
+        match self.next_waiter(Some(batch)) {
             Some(waiter) => waiter.nudge(),
             None => self.detach_now(),
         }
@@ -166,25 +172,39 @@ impl TcpLink {
 
     /// One non-blocking pass, unless another thread leads.
     pub(super) fn poll_once(&self) {
-        if let Ok(_guard) = self.lead.try_lock() {
-            let mut settled = Settled::new();
-            self.step_all(&mut settled);
-            self.look(Instant::now());
+        let Ok(guard) = self.lead.try_lock() else { return };
+        let mut settled = Settled::new();
+        self.step_all(&mut settled);
+        self.look(Instant::now());
+        drop(guard);
+        // Who found the lead taken meanwhile waits for nobody otherwise.
+        fence(Ordering::SeqCst);
+        match self.next_waiter(None) {
+            Some(waiter) => waiter.nudge(),
+            None if self.unled.load(Ordering::SeqCst) => self.detach_now(),
+            None => {}
         }
+    }
+
+    /// A batch that somebody waits for, other than `but`.
+    fn next_waiter(&self, but: Option<&Arc<BatchCore>>) -> Option<Arc<BatchCore>> {
+        let other = |b: &&Arc<BatchCore>| !b.is_settled() && but.is_none_or(|but| !Arc::ptr_eq(b, but));
+        lock(&self.waiters).iter().find(other).cloned()
     }
 
     /// Hands the link to the event loops, unless a thread leads it.
     pub(super) fn detach_now(&self) {
+        self.unled.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         let Ok(_guard) = self.lead.try_lock() else { return };
-        if self.detached.swap(true, Ordering::AcqRel) {
-            return;
+        self.unled.store(false, Ordering::SeqCst);
+        if !self.detached.swap(true, Ordering::AcqRel) {
+            for stream in &self.streams {
+                self.watch(stream, &mut lock(&stream.state));
+            }
         }
-        for stream in &self.streams {
-            self.watch(stream, &mut lock(&stream.state));
-        }
-        if let Some(stream) = self.streams.first() {
-            stream.event_loop.want_ticks();
-        }
+        // A loop stops ticking while the link is idle.
+        self.streams.iter().for_each(|s| s.event_loop.want_ticks());
     }
 
     /// Takes the link back from the event loops. Called by the leader.
@@ -229,7 +249,7 @@ struct StreamSource {
 }
 
 impl Source for StreamSource {
-    fn ready(&self, _: EventFlags) -> Next {
+    fn ready(&self, _: EventFlags, _: Instant) -> Next {
         let Some(link) = self.link.upgrade() else { return Next::Remove };
         let Some(stream) = link.streams.get(self.index) else { return Next::Remove };
         let mut settled = Settled::new();
@@ -240,6 +260,10 @@ impl Source for StreamSource {
             outcome
         };
         link.settle(&mut settled);
+        if !link.detached.load(Ordering::Acquire) {
+            // A leader took over meanwhile; what it sleeps for may be settled.
+            link.kick();
+        }
         match outcome {
             Ok(()) => link.pump(),
             Err(failure) => link.fail(failure),
@@ -253,6 +277,7 @@ impl Source for StreamSource {
             return Next::Keep;
         }
         link.look(now);
+        link.pump();
         Next::Tick
     }
 }

@@ -16,7 +16,7 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, Mutex, MutexGuard, TryLockError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
@@ -59,16 +59,20 @@ pub(super) struct TcpLink {
     session: u64,
     pub(super) options: Arc<TcpOptions>,
     pub(super) streams: Box<[Stream]>,
-    pending: Mutex<VecDeque<Slice>>,
+    pub(super) pending: Mutex<VecDeque<Slice>>,
     /// Length of `pending`, to skip its lock.
-    queued: AtomicUsize,
+    pub(super) queued: AtomicUsize,
     pub(super) open: AtomicUsize,
     pub(super) lead: Mutex<()>,
     pub(super) waiters: Mutex<Vec<Arc<BatchCore>>>,
     pub(super) detached: AtomicBool,
+    /// The leader is about to sleep, or asleep.
+    pub(super) sleeping: AtomicBool,
+    /// A detach was asked for while a thread led; whoever leaves the lead carries it out.
+    pub(super) unled: AtomicBool,
     pub(super) kick: OwnedFd,
     failure: Mutex<Option<Failure>>,
-    failed: AtomicBool,
+    pub(super) failed: AtomicBool,
     redials: AtomicU64,
 }
 
@@ -77,8 +81,8 @@ pub(super) struct Stream {
     pub(super) index: usize,
     pub(super) event_loop: Arc<EventLoop>,
     /// Payload bytes without an answer, for choosing a stream without its lock.
-    unanswered: AtomicU64,
-    ready: AtomicBool,
+    pub(super) unanswered: AtomicU64,
+    pub(super) ready: AtomicBool,
     pub(super) state: Mutex<StreamState>,
 }
 
@@ -88,7 +92,7 @@ pub(super) struct StreamState {
     attempt: u32,
     failures: u32,
     /// The target admits no more streams; the others carry on.
-    disabled: bool,
+    pub(super) disabled: bool,
 }
 
 /// Why the link is over.
@@ -152,6 +156,8 @@ impl TcpLink {
             lead: Mutex::new(()),
             waiters: Mutex::new(Vec::new()),
             detached: AtomicBool::new(false),
+            sleeping: AtomicBool::new(false),
+            unled: AtomicBool::new(false),
             kick,
             failure: Mutex::new(None),
             failed: AtomicBool::new(false),
@@ -259,7 +265,10 @@ impl TcpLink {
     }
 
     /// Starts a connection for a stream that has none.
-    fn dial(&self, stream: &Stream, state: &mut StreamState) -> Result<(), Failure> {
+    pub(super) fn dial(&self, stream: &Stream, state: &mut StreamState) -> Result<(), Failure> {
+        if self.failed.load(Ordering::Acquire) {
+            return Ok(());
+        }
         state.attempt += 1;
         if state.attempt > 1 {
             self.redials.fetch_add(1, Ordering::Relaxed);
@@ -286,14 +295,19 @@ impl TcpLink {
     }
 
     /// A connection broke: its slices go back to the queue. An error means that the link is over.
-    fn lose(&self, stream: &Stream, state: &mut StreamState, why: Broken) -> Result<(), Failure> {
+    pub(super) fn lose(&self, stream: &Stream, state: &mut StreamState, why: Broken) -> Result<(), Failure> {
         let was_ready = stream.ready.load(Ordering::Acquire);
         self.requeue(take_down(stream, state).into_iter());
         tracing::debug!(peer = %self.peer.address, stream = stream.index, reason = %why, "stream lost");
         state.failures += 1;
         let exhausted = state.failures >= MAX_FAILURES;
         match why {
+            // The target admits no more streams; those that stand carry on.
             Broken::Refused(RefuseReason::Limit) if stream.index > 0 => {
+                state.disabled = true;
+                Ok(())
+            }
+            _ if stream.index > 0 && !was_ready && exhausted => {
                 state.disabled = true;
                 Ok(())
             }
@@ -346,9 +360,14 @@ impl TcpLink {
             }
             Ended::Refused(mut slices, entry, status) => {
                 // Only the named entry is at fault; the frame's others were not done and go again.
+                let named = (entry as usize) < slices.len();
                 for (index, slice) in slices.drain(..).enumerate() {
                     let (segment, peer, range) = (segment.clone(), peer.clone(), slice.target);
                     match status {
+                        _ if !named => {
+                            let reason = format!("refused entry {entry} of a frame that has none such");
+                            settled.push((slice, Some(TransferError::Protocol { peer, reason })));
+                        }
                         FrameStatus::OutOfBounds | FrameStatus::Revoked if index == entry as usize => {
                             settled.push((slice, Some(TransferError::OutOfBounds { segment, peer, range })));
                         }
@@ -362,98 +381,6 @@ impl TcpLink {
                 slices
             }
         }
-    }
-
-    /// Moves waiting slices to streams with room, least backlog first, and sends. Called with no stream locked.
-    pub(super) fn pump(&self) {
-        while self.queued.load(Ordering::Acquire) > 0 && !self.failed.load(Ordering::Acquire) {
-            match self.pump_once() {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(failure) => self.fail(failure),
-            }
-        }
-    }
-
-    fn pump_once(&self) -> Result<bool, Failure> {
-        let Some((stream, mut state)) = self.pick()? else { return Ok(false) };
-        let Some(conn) = &mut state.conn else { return Ok(false) };
-        let more = {
-            let mut pending = lock(&self.pending);
-            if !conn.load(&mut pending, self.options.frame_bytes) {
-                self.queued.store(0, Ordering::Release);
-                return Ok(false);
-            }
-            self.queued.store(pending.len(), Ordering::Release);
-            !pending.is_empty()
-        };
-        stream.unanswered.store(conn.unanswered_bytes(), Ordering::Release);
-        let result = conn.flush();
-        if let Err(why) = result {
-            self.lose(stream, &mut state, why)?;
-        } else {
-            self.watch(stream, &mut state);
-        }
-        drop(state);
-        if more {
-            self.spread()?;
-        }
-        Ok(true)
-    }
-
-    /// The ready stream with the least unanswered bytes and room for a frame; dials where none is left.
-    fn pick(&self) -> Result<Option<(&Stream, MutexGuard<'_, StreamState>)>, Failure> {
-        let mut order: [usize; MAX_STREAMS] = std::array::from_fn(|i| i);
-        let order = &mut order[..self.streams.len()];
-        order.sort_by_key(|i| self.streams[*i].unanswered.load(Ordering::Relaxed));
-        let mut fallback = None;
-        for stream in order.iter().map(|i| &self.streams[*i]) {
-            if !stream.ready.load(Ordering::Acquire) {
-                continue;
-            }
-            match stream.state.try_lock() {
-                Ok(state) if state.conn.as_ref().is_some_and(|c| c.has_room(self.options.window_bytes)) => {
-                    return Ok(Some((stream, state)));
-                }
-                Err(TryLockError::WouldBlock) => fallback = fallback.or(Some(stream)),
-                _ => {}
-            }
-        }
-        if let Some(stream) = fallback {
-            // All others are full and this one is busy in another thread: its turn is one system call long.
-            let state = lock(&stream.state);
-            let room = state.conn.as_ref().is_some_and(|c| c.has_room(self.options.window_bytes));
-            return Ok(room.then_some((stream, state)));
-        }
-        if self.streams.iter().all(|s| !s.ready.load(Ordering::Acquire)) {
-            self.redial()?;
-        }
-        Ok(None)
-    }
-
-    /// With no stream left, dials the first that may be dialled.
-    fn redial(&self) -> Result<(), Failure> {
-        for stream in &self.streams {
-            let mut state = lock(&stream.state);
-            while state.conn.is_none() && !state.disabled {
-                self.dial(stream, &mut state)?;
-            }
-            if state.conn.is_some() {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    /// More waits than one frame: brings another stream up.
-    fn spread(&self) -> Result<(), Failure> {
-        for stream in self.streams.iter().filter(|s| !s.ready.load(Ordering::Acquire)) {
-            let Ok(mut state) = stream.state.try_lock() else { continue };
-            if state.conn.is_none() && !state.disabled {
-                return self.dial(stream, &mut state);
-            }
-        }
-        Ok(())
     }
 
     /// Looks at the heartbeats.
@@ -513,7 +440,7 @@ impl Link for TcpLink {
         self.pump();
         if self.failed.load(Ordering::Acquire) {
             self.drain_failed();
-        } else if self.wants_leader_attention() {
+        } else if self.leader_sleeps() {
             self.kick();
         }
     }
@@ -532,12 +459,13 @@ impl Link for TcpLink {
 
     fn cancel(&self, batch: &Arc<BatchCore>, error: &dyn Fn(ByteRange) -> TransferError) {
         let mut settled = Settled::new();
-        for stream in &self.streams {
-            let mut state = lock(&stream.state);
+        // All at once, in order: a slice must not move from the queue to a stream that was looked at already.
+        let mut states: Vec<_> = self.streams.iter().map(|s| lock(&s.state)).collect();
+        for (stream, state) in self.streams.iter().zip(&mut states) {
             if !state.conn.as_ref().is_some_and(|c| c.carries(|s| s.token.is_of(batch))) {
                 continue;
             }
-            let slices = take_down(stream, &mut state);
+            let slices = take_down(stream, state);
             let (ours, others): (Vec<_>, Vec<_>) = slices.into_iter().partition(|s| s.token.is_of(batch));
             self.requeue(others.into_iter());
             settled.extend(ours.into_iter().map(|s| (error(s.target), s)).map(|(e, s)| (s, Some(e))));
@@ -549,6 +477,7 @@ impl Link for TcpLink {
             self.queued.store(pending.len(), Ordering::Release);
             settled.extend(ours.into_iter().map(|s| (error(s.target), s)).map(|(e, s)| (s, Some(e))));
         }
+        drop(states);
         self.settle(&mut settled);
         self.pump();
         self.kick();
@@ -593,5 +522,9 @@ impl TcpLink {
 impl Drop for TcpLink {
     fn drop(&mut self) {
         self.fail(Failure::Closed);
+        // A dial that raced with an earlier failure.
+        for stream in &self.streams {
+            drop(take_down(stream, &mut lock(&stream.state)));
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! A [`TcpTransport`] owns the event loops `tw-tcp-<n>`, the target side (`server`) and makes one `link` per peer. A
 //! waiting caller drives its link itself; the loops serve the target side and the links nobody waits on.
 
+mod deal;
 mod inbound;
 mod lead;
 mod link;
@@ -122,13 +123,11 @@ impl TcpTransport {
     ) -> Result<Arc<Self>, TransferError> {
         let options = Arc::new(options);
         let mut loops = Vec::new();
-        for index in 0..options.threads.max(1) {
-            let event_loop = EventLoop::start(format!("tw-tcp-{index}"), options.loop_spin)
-                .map_err(|e| TransferError::os("starting a tcp event loop", &e))?;
-            loops.push(event_loop);
-        }
-        let (server, port) = Server::start(identity, regions, Arc::clone(&options), loops.clone())
-            .map_err(|e| TransferError::os("listening on the native tcp port", &e))?;
+        let started = start_loops(&options, &mut loops).and_then(|()| {
+            Server::start(identity, regions, Arc::clone(&options), loops.clone())
+                .map_err(|e| TransferError::os("listening on the native tcp port", &e))
+        });
+        let (server, port) = started.inspect_err(|_| loops.iter().for_each(|l| l.stop()))?;
         Ok(Arc::new(TcpTransport { options, loops, server, port, links: Mutex::new(Vec::new()) }))
     }
 
@@ -149,6 +148,15 @@ impl TcpTransport {
             bytes_out: counters.bytes_out.load(Relaxed),
         }
     }
+}
+
+fn start_loops(options: &TcpOptions, loops: &mut Vec<Arc<EventLoop>>) -> Result<(), TransferError> {
+    for index in 0..options.threads.max(1) {
+        let event_loop = EventLoop::start(format!("tw-tcp-{index}"), options.loop_spin)
+            .map_err(|e| TransferError::os("starting a tcp event loop", &e))?;
+        loops.push(event_loop);
+    }
+    Ok(())
 }
 
 impl Transport for TcpTransport {
@@ -188,6 +196,8 @@ impl Transport for TcpTransport {
         for event_loop in &self.loops {
             event_loop.stop();
         }
+        // One more time for what was accepted meanwhile.
+        self.server.close();
     }
 }
 

@@ -45,8 +45,8 @@ pub(super) enum Next {
 
 /// Something with a file descriptor that an event loop watches.
 pub(super) trait Source: Send + Sync {
-    /// The descriptor is ready (or something else happened to it).
-    fn ready(&self, events: epoll::EventFlags) -> Next;
+    /// The descriptor is ready (or something else happened to it), as was seen at `seen`.
+    fn ready(&self, events: epoll::EventFlags, seen: Instant) -> Next;
     /// Called about every 100 ms while some source of the loop wants ticks; whether this one still does.
     fn tick(&self, now: Instant) -> Next;
 }
@@ -204,8 +204,9 @@ impl EventLoop {
                 }
             };
             let mut worked = false;
+            let seen = Instant::now();
             for event in ready.iter() {
-                worked |= self.dispatch(event.data.u64(), event.flags);
+                worked |= self.dispatch(event.data.u64(), event.flags, seen);
             }
             spin_until = if worked && !self.spin.is_zero() {
                 Some(Instant::now() + self.spin)
@@ -230,7 +231,7 @@ impl EventLoop {
         Some(Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) })
     }
 
-    fn dispatch(&self, key: u64, events: epoll::EventFlags) -> bool {
+    fn dispatch(&self, key: u64, events: epoll::EventFlags, seen: Instant) -> bool {
         if key == WAKE {
             let mut count = [0; 8];
             // Only resets the counter.
@@ -239,7 +240,7 @@ impl EventLoop {
         }
         let key = SourceKey(key);
         let Some(source) = lock(&self.slots).get(key) else { return false };
-        self.apply(key, source.ready(events));
+        self.apply(key, source.ready(events, seen));
         true
     }
 

@@ -10,7 +10,7 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
@@ -22,7 +22,7 @@ use tidewire_core::native::hello::{Hello, Limits};
 
 use super::{
     TcpOptions,
-    reactor::{EventLoop, Next, Source},
+    reactor::{EventLoop, Next, Source, SourceKey},
     server_conn::ServerConn,
     socket,
 };
@@ -37,6 +37,9 @@ pub(super) const MAX_ENTRIES: u32 = 512;
 pub(super) const MAX_FRAME_BYTES: u32 = 16 << 20;
 /// Unanswered frames a target takes on one connection.
 pub(super) const MAX_OPEN_FRAMES: u32 = 64;
+
+/// Connections beyond the limit that are kept long enough to be refused by name.
+const SURPLUS: usize = 64;
 
 /// Counters of the target side.
 #[derive(Debug, Default)]
@@ -87,9 +90,16 @@ impl Server {
             closing: AtomicBool::new(false),
         });
         if let Some(first) = server.loops.first() {
-            let acceptor = Arc::new(Acceptor { listener: Socket::from(listener), server: Arc::downgrade(&server) });
-            let fd = Arc::clone(&acceptor);
-            first.add(fd.listener.as_fd(), acceptor, EventFlags::IN)?;
+            let acceptor = Arc::new(Acceptor {
+                listener: Socket::from(listener),
+                server: Arc::downgrade(&server),
+                event_loop: Arc::downgrade(first),
+                key: OnceLock::new(),
+                paused: AtomicBool::new(false),
+            });
+            let source = Arc::clone(&acceptor) as Arc<dyn Source>;
+            let key = first.add(acceptor.listener.as_fd(), source, EventFlags::IN)?;
+            let _ = acceptor.key.set(key);
         }
         Ok((server, port))
     }
@@ -115,16 +125,18 @@ impl Server {
     }
 
     fn accept(self: &Arc<Self>, socket: OwnedFd, peer: SocketAddr) -> io::Result<()> {
-        if self.is_closing() || self.connections() >= self.options.max_connections {
+        let connections = self.connections();
+        if self.is_closing() || connections >= self.options.max_connections + SURPLUS {
             // No hello was read, so there is nothing to answer: the peer sees a closed connection.
             return Ok(());
         }
+        let surplus = connections >= self.options.max_connections;
         socket::configure(&SockRef::from(&socket), &self.options)?;
         socket::tune_for_peer(&SockRef::from(&socket), peer.ip());
         let id = self.next_conn.fetch_add(1, Ordering::Relaxed);
         let index = self.next_loop.fetch_add(1, Ordering::Relaxed) % self.loops.len().max(1);
         let Some(event_loop) = self.loops.get(index) else { return Ok(()) };
-        let conn = Arc::new(ServerConn::new(id, socket, peer, Arc::clone(self), Arc::clone(event_loop)));
+        let conn = Arc::new(ServerConn::new(id, socket, peer, Arc::clone(self), Arc::clone(event_loop), surplus));
         lock(&self.conns).insert(id, Arc::clone(&conn));
         if let Err(error) = conn.watch() {
             self.forget(id);
@@ -183,8 +195,8 @@ impl Server {
     /// Waits until no connection is inside a request, at most until `deadline`.
     pub(super) fn drain(&self, deadline: Instant) {
         while Instant::now() < deadline {
-            let busy = lock(&self.conns).values().any(|c| c.is_busy());
-            if !busy {
+            let conns: Vec<Arc<ServerConn>> = lock(&self.conns).values().cloned().collect();
+            if !conns.iter().any(|c| c.is_busy()) {
                 return;
             }
             std::thread::park_timeout(std::time::Duration::from_millis(5));
@@ -204,10 +216,23 @@ impl Server {
 struct Acceptor {
     listener: Socket,
     server: Weak<Server>,
+    event_loop: Weak<EventLoop>,
+    key: OnceLock<SourceKey>,
+    /// Descriptors ran out: not watched until the next tick, for a listener stays ready.
+    paused: AtomicBool,
+}
+
+impl Acceptor {
+    fn watch(&self, interest: EventFlags) {
+        if let (Some(event_loop), Some(key)) = (self.event_loop.upgrade(), self.key.get()) {
+            // Failing that, the loop asks too often; nothing is lost.
+            let _ = event_loop.modify(self.listener.as_fd(), *key, interest);
+        }
+    }
 }
 
 impl Source for Acceptor {
-    fn ready(&self, _: EventFlags) -> Next {
+    fn ready(&self, _: EventFlags, _: Instant) -> Next {
         let Some(server) = self.server.upgrade() else { return Next::Remove };
         // Bounded, so that a flood of connections cannot starve the others.
         for _ in 0..64 {
@@ -221,15 +246,22 @@ impl Source for Acceptor {
                 Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => break,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    tracing::warn!(%error, "accept failed");
-                    break;
+                    if !self.paused.swap(true, Ordering::AcqRel) {
+                        tracing::warn!(%error, "accept failed, new connections wait");
+                    }
+                    self.watch(EventFlags::empty());
+                    return Next::Tick;
                 }
             }
         }
+        self.paused.store(false, Ordering::Release);
         Next::Keep
     }
 
     fn tick(&self, _: Instant) -> Next {
+        if self.paused.load(Ordering::Acquire) {
+            self.watch(EventFlags::IN);
+        }
         Next::Keep
     }
 }

@@ -13,12 +13,13 @@ use std::{
         Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::event::epoll::EventFlags;
 use tidewire_core::{
     ByteRange,
+    error::RefuseReason,
     native::{
         frame::{FrameError, FrameHeader, FrameKind, FrameStatus, HEADER_LEN, entries},
         hello::{HELLO_LEN, Hello},
@@ -37,6 +38,9 @@ use crate::memory::{LocalRegion, RegionPin, io::Span, lock};
 /// Payload bytes one connection may move before the loop looks at the others.
 const FAIR_BYTES: u64 = 4 << 20;
 
+/// Age from which on the knowledge that a connection stands is asked for again.
+const STANDING: Duration = Duration::from_millis(1);
+
 /// Answers that leave in one send while input goes on.
 const ANSWER_BUNCH: usize = 8;
 
@@ -51,6 +55,8 @@ pub(super) struct ServerConn {
     own: OnceLock<Weak<ServerConn>>,
     /// A region this connection may be touching is to be let go: checked between system calls.
     dead: AtomicBool,
+    /// Accepted beyond the limit, to be refused by name.
+    surplus: bool,
     state: Mutex<State>,
 }
 
@@ -101,6 +107,7 @@ impl ServerConn {
         peer: SocketAddr,
         server: Arc<Server>,
         event_loop: Arc<EventLoop>,
+        surplus: bool,
     ) -> Self {
         let now = Instant::now();
         ServerConn {
@@ -112,6 +119,7 @@ impl ServerConn {
             session: OnceLock::new(),
             own: OnceLock::new(),
             dead: AtomicBool::new(false),
+            surplus,
             state: Mutex::new(State {
                 socket: Some(socket),
                 phase: Phase::Hello,
@@ -180,7 +188,8 @@ impl ServerConn {
 
     /// Goes on until the socket is used up, the answers back up, or it is time for other connections. Whatever is left
     /// then is in the socket, never only in the stage: the next readiness comes from the socket.
-    fn step(&self, state: &mut State) -> Result<(), End> {
+    fn step(&self, state: &mut State, seen: Instant) -> Result<(), End> {
+        let mut standing = seen;
         let mut budget = FAIR_BYTES;
         loop {
             if self.dead.load(Ordering::Acquire) {
@@ -191,6 +200,14 @@ impl ServerConn {
                 if state.outbound.len() >= MAX_OPEN_FRAMES as usize {
                     return Ok(());
                 }
+            }
+            // This process may have been stopped, or busy with others, since it was told that there is something to read.
+            let now = Instant::now();
+            if now.duration_since(standing) > STANDING {
+                if state.socket.as_ref().is_some_and(|socket| socket::was_reset(socket)) {
+                    return Err(End::Refused("reset"));
+                }
+                standing = now;
             }
             let before = state.inbound.received();
             let step = self.receive(state)?;
@@ -264,7 +281,10 @@ impl ServerConn {
 
     fn welcome(&self, state: &mut State, hello: &Hello) -> Result<(), End> {
         let identity = &self.server.identity;
-        let welcome = hello.judge(&identity.token, identity.generation, self.server.limits());
+        let mut welcome = hello.judge(&identity.token, identity.generation, self.server.limits());
+        if self.surplus && welcome.refused.is_none() {
+            welcome.refused = Some(RefuseReason::Limit);
+        }
         if welcome.refused.is_none() {
             let _ = self.session.set((hello.session, hello.stream));
             let own = self.own.get().and_then(Weak::upgrade);
@@ -416,7 +436,7 @@ fn judge(server: &Server, table: &[u8], pins: &mut Vec<RegionPin>) -> Result<(),
 }
 
 impl Source for ServerConn {
-    fn ready(&self, events: EventFlags) -> Next {
+    fn ready(&self, events: EventFlags, seen: Instant) -> Next {
         let mut state = lock(&self.state);
         if state.socket.is_none() {
             return Next::Remove;
@@ -428,7 +448,7 @@ impl Source for ServerConn {
             return Next::Remove;
         }
         state.inbound.readable();
-        let result = self.step(&mut state);
+        let result = self.step(&mut state, seen);
         self.finish(&mut state, result)
     }
 

@@ -38,6 +38,9 @@ use crate::{memory::io::Span, transport::Slice};
 /// From here on, incoming data is worth a sleep instead of polling.
 const BULK_BYTES: u64 = 64 << 10;
 
+/// Longest silence that counts between two looks: twice the time between ticks of an event loop.
+const LONGEST_LOOK: Duration = Duration::from_millis(200);
+
 /// How a frame ended, for the link to settle its slices.
 #[derive(Debug)]
 pub(super) enum Ended {
@@ -94,6 +97,9 @@ pub(super) struct Conn {
     checksums: bool,
     opened: Instant,
     heard: Instant,
+    /// When silence was added up last.
+    looked: Instant,
+    silent: Duration,
     pinged: bool,
     /// Slot in the event loop, once it was watched there.
     pub(super) key: Option<SourceKey>,
@@ -135,6 +141,8 @@ impl Conn {
             checksums: false,
             opened: now,
             heard: now,
+            looked: now,
+            silent: Duration::ZERO,
             pinged: false,
             key: None,
             interest: EventFlags::empty(),
@@ -211,7 +219,7 @@ impl Conn {
         frame.checksum = self.checksums && opcode == Opcode::Write;
         self.outbound.push(frame);
         if self.open.is_empty() {
-            self.heard = Instant::now();
+            (self.heard, self.looked, self.silent) = (Instant::now(), Instant::now(), Duration::ZERO);
         }
         self.open.push_back(OpenFrame { id, opcode, bytes, slices });
         self.unanswered_bytes += bytes;
@@ -251,8 +259,7 @@ impl Conn {
         }
         let heard = self.inbound.received() != before;
         if heard {
-            self.heard = Instant::now();
-            self.pinged = false;
+            (self.heard, self.silent, self.pinged) = (Instant::now(), Duration::ZERO, false);
         }
         Ok(heard)
     }
@@ -345,7 +352,11 @@ impl Conn {
         if self.open.is_empty() {
             return Ok(None);
         }
-        let silent = now.saturating_duration_since(self.heard);
+        // Only what was watched counts: a process that was stopped, or a loop that was busy, knows nothing of that time.
+        let since = self.looked.max(self.heard);
+        self.silent += now.saturating_duration_since(since).min((options.heartbeat_interval / 2).max(LONGEST_LOOK));
+        self.looked = now;
+        let silent = self.silent;
         if silent >= options.heartbeat_timeout {
             return Ok(Some(silent.as_millis() as u64));
         }

@@ -351,6 +351,41 @@ fn a_connection_that_pauses_for_fairness_goes_on_by_itself() {
 }
 
 #[test]
+fn a_target_at_its_limit_refuses_by_name_and_serves_on() {
+    let a = End::new(8 << 20, TcpOptions { streams: 3, ..Default::default() });
+    let b = End::new(8 << 20, TcpOptions { max_connections: 1, ..Default::default() });
+    let link = a.transport.connect(b.peer()).unwrap();
+    let ranges: Vec<_> = (0..8).map(|i| (a.addr() + (i << 20), b.addr() + (i << 20), 1 << 20)).collect();
+    for _ in 0..5 {
+        let batch = start(&link, Opcode::Write, &ranges);
+        assert!(link.drive(&batch, soon()));
+        assert_eq!(batch.status().state, TaskState::Completed, "{:?}", batch.status().error);
+    }
+    let other = End::new(4096, TcpOptions::default());
+    let refused = other.transport.connect(b.peer()).unwrap_err();
+    assert!(matches!(refused, TransferError::HandshakeRefused { reason: RefuseReason::Limit, .. }), "{refused}");
+}
+
+#[test]
+fn a_taken_port_leaves_no_thread_behind() {
+    let taken = End::new(4096, TcpOptions::default());
+    let port = taken.transport.port();
+    let threads = || {
+        let names = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        names
+            .filter(|t| std::fs::read_to_string(t.path().join("comm")).is_ok_and(|n| n.starts_with("tw-tcp-9")))
+            .count()
+    };
+    for _ in 0..3 {
+        let options = TcpOptions { ports: (port, port), threads: 10, ..Default::default() };
+        let identity = Identity { segment: "x".into(), generation: GENERATION, token: TOKEN, host_id: String::new() };
+        let error = TcpTransport::start(options, Arc::new(identity), Arc::default()).unwrap_err();
+        assert!(matches!(error, TransferError::Os { .. }), "{error}");
+    }
+    assert_eq!(threads(), 0);
+}
+
+#[test]
 fn many_threads_share_one_link() {
     let (a, b, link) = pair(16 << 20, TcpOptions::default());
     std::thread::scope(|scope| {
