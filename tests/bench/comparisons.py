@@ -109,7 +109,7 @@ def samehost(options):
         OURS: workers.ours("shm"),
     }
     settings = [(operation, block, 16, "gb_per_s", 1.0) for block in (65536, 1 << 20) for operation in ("write", "read")]
-    settings += [("write", 64, 1, "p50_us", None), ("read", 64, 1, "p50_us", None), ("write", 4096, 1, "p50_us", None)]
+    settings += [("write", 64, 1, "p50_us", 1.0), ("read", 64, 1, "p50_us", 1.0), ("write", 4096, 1, "p50_us", 1.0)]
     cases = _measure(options, pairs, settings)
     method = [
         "NIXL 1.5.1 with `UCX_TLS=posix,cma,self` (initiator without a progress thread) against our `shm` (memory that the",

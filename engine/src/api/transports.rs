@@ -90,7 +90,12 @@ impl TransportSet {
         if !shm && !cma {
             return;
         }
-        let options = SameHostOptions { allow_cma: cma, ..SameHostOptions::default() };
+        let options = SameHostOptions {
+            allow_cma: cma,
+            connect_timeout: config.tcp_connect_timeout,
+            answer_timeout: config.tcp_heartbeat_timeout,
+            ..SameHostOptions::default()
+        };
         let host = match SameHost::start(Arc::clone(identity), Arc::clone(regions), options) {
             Ok(host) => host,
             Err(error) => {
