@@ -1,9 +1,9 @@
 //! Registering and unregistering of memory.
 #![allow(unsafe_code, reason = "declares the unsafe registration functions; there is no unsafe operation here")]
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use tidewire_core::{Location, TransferError};
+use tidewire_core::{Location, TransferError, TransportKind};
 
 use super::{
     buffer::Buffer,
@@ -15,7 +15,8 @@ impl TransferEngine {
     /// Allocates registered memory, zeroed. Best for transfers on one host: peers map it.
     ///
     /// # Errors
-    /// [`TransferError::ZeroLength`], [`TransferError::Os`], and those of [`TransferEngine::register_memory`].
+    /// [`TransferError::ZeroLength`], [`TransferError::Os`], and those of [`TransferEngine::register_memory`]. After
+    /// [`TransferError::StillInUse`] the engine keeps the memory, until it is unregistered or the engine ends.
     pub fn allocate(&self, len: usize, location: Location) -> Result<Buffer, TransferError> {
         self.inner().check_gate()?;
         let memory = alloc::allocate(len)?;
@@ -29,7 +30,9 @@ impl TransferEngine {
     ///
     /// # Errors
     /// [`TransferError::ZeroLength`], [`TransferError::RangeOverflow`], [`TransferError::Overlap`],
-    /// [`TransferError::Metadata`], [`TransferError::ShutDown`]. Nothing is registered then.
+    /// [`TransferError::Metadata`], [`TransferError::ShutDown`]. Nothing is registered then. But with
+    /// [`TransferError::StillInUse`] registering failed and a peer that had found the memory meanwhile did not let go of it:
+    /// it is still registered and must stay mapped until [`TransferEngine::unregister_memory`] returned `Ok` for it.
     ///
     /// # Safety
     /// The `len` bytes at `addr` are mapped, readable and writable until [`TransferEngine::unregister_memory`] returned
@@ -41,7 +44,8 @@ impl TransferEngine {
     /// Registers several buffers, all or none, and publishes them at once.
     ///
     /// # Errors
-    /// As [`TransferEngine::register_memory`].
+    /// As [`TransferEngine::register_memory`]. [`TransferError::StillInUse`] names one buffer; others of `buffers` may still
+    /// be registered too.
     ///
     /// # Safety
     /// As [`TransferEngine::register_memory`], for each of them.
@@ -89,14 +93,27 @@ impl EngineInner {
             self.connector.transports.iter().try_for_each(|transport| transport.register(region))
         });
         let result = result.and_then(|()| self.publisher.publish(self.config.publish_wait));
-        if result.is_err() {
-            for region in &added {
-                // Nobody was told of it, so there is nothing to wait for.
-                let _ = self.regions.unregister(region.range().addr(), Duration::ZERO, |region| self.evict(region));
+        result.map_err(|error| self.take_back(&added, error))
+    }
+
+    /// Unregisters what a failed [`Self::register`] had `added`; the error to return. Peers may have found it already: the
+    /// target judges ranges by the table, and a write to the store that failed here may have arrived there.
+    fn take_back(&self, added: &[Arc<LocalRegion>], error: TransferError) -> TransferError {
+        let drain = self.config.unregister_drain;
+        let mut outcome = error;
+        for region in added {
+            let result = self.regions.unregister(region.range().addr(), drain, |region| self.evict(region));
+            if let Err(error @ TransferError::StillInUse { .. }) = result
+                && !matches!(outcome, TransferError::StillInUse { .. })
+            {
+                tracing::warn!(error = %outcome, range = %region.range(), "buffer stays registered, registering failed");
+                outcome = error;
             }
-            self.own.touch();
         }
-        result
+        if !added.is_empty() {
+            self.announce_removal(false);
+        }
+        outcome
     }
 
     /// Unregisters the buffers at `addrs`; the first error.
@@ -111,13 +128,18 @@ impl EngineInner {
                 first = Err(error);
             }
         }
+        self.announce_removal(self.config.publish_wait);
+        first
+    }
+
+    /// Publishes that buffers are gone, unless the engine is ending.
+    fn announce_removal(&self, wait: bool) {
         if self.check_gate().is_err() {
             self.own.touch();
-        } else if let Err(error) = self.publisher.publish(self.config.publish_wait) {
+        } else if let Err(error) = self.publisher.publish(wait) {
             // The memory is free all the same: peers that still read the old descriptor are refused.
             tracing::warn!(%error, "the store was not told of an unregistered buffer");
         }
-        first
     }
 
     /// Ends whatever uses `region`: local batches, and peers over every transport.
@@ -128,7 +150,10 @@ impl EngineInner {
             }
         }
         let mut holders = Vec::new();
-        for transport in &self.connector.transports {
+        // Those on this host last: they may replace the memory, which nothing here may be receiving into then.
+        let mut transports: Vec<_> = self.connector.transports.iter().collect();
+        transports.sort_by_key(|transport| matches!(transport.kind(), TransportKind::Shm | TransportKind::Cma));
+        for transport in transports {
             if let Err(holder) = transport.evict(region, self.config.unregister_drain) {
                 holders.push(holder);
             }

@@ -6,7 +6,8 @@
 //! Invariants:
 //! * regions of one table never overlap;
 //! * a revoked region gives out no pin;
-//! * after [`RegionTable::unregister`] returned `Ok`, no pin exists and none can be made.
+//! * after [`RegionTable::unregister`] returned `Ok`, no pin exists and none can be made;
+//! * one thread at a time unregisters a region, so that nobody gives back what another revoked.
 
 pub mod alloc;
 pub(crate) mod io;
@@ -40,6 +41,8 @@ pub struct LocalRegion {
     pins: AtomicU64,
     drained: Mutex<()>,
     wake: Condvar,
+    /// Held by the thread that unregisters this region.
+    ending: Mutex<()>,
 }
 
 /// Memory that the engine allocated itself and that same-host peers may map.
@@ -117,7 +120,7 @@ impl LocalRegion {
     }
 
     /// Waits until no pin is left, at most until `deadline`.
-    fn wait_unpinned(&self, deadline: Instant) -> bool {
+    pub(crate) fn wait_unpinned(&self, deadline: Instant) -> bool {
         let mut guard = lock(&self.drained);
         while self.pins.load(Ordering::Acquire) & !REVOKED != 0 {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
@@ -181,6 +184,7 @@ impl RegionTable {
             pins: AtomicU64::new(0),
             drained: Mutex::new(()),
             wake: Condvar::new(),
+            ending: Mutex::new(()),
         });
         let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
         let index = regions.partition_point(|r| r.range.addr() < addr);
@@ -228,10 +232,11 @@ impl RegionTable {
     /// Takes the region that starts at `addr` out of use: no new pin, then waits for the pins there are.
     ///
     /// After `drain`, `evict` is called once with the region to end whatever still holds it (close connections, cancel
-    /// batches), and the wait goes on for `drain` again. Blocks the calling thread.
+    /// batches), and the wait goes on for `drain` again. Blocks the calling thread, also while another thread unregisters
+    /// the same region.
     ///
     /// # Errors
-    /// [`TransferError::NotRegistered`]; [`TransferError::StillInUse`] when even that did not help: the region is then
+    /// [`TransferError::NotRegistered`], also when another thread was faster; [`TransferError::StillInUse`] when even that did not help: the region is then
     /// still registered and its memory must stay mapped.
     pub fn unregister(
         &self,
@@ -240,6 +245,10 @@ impl RegionTable {
         evict: impl FnOnce(&Arc<LocalRegion>) -> Result<(), String>,
     ) -> Result<Arc<LocalRegion>, TransferError> {
         let region = self.at(addr).ok_or(TransferError::NotRegistered { addr })?;
+        let _one = lock(&region.ending);
+        if !self.at(addr).is_some_and(|listed| Arc::ptr_eq(&listed, &region)) {
+            return Err(TransferError::NotRegistered { addr });
+        }
         let started = Instant::now();
         region.revoke();
         let foreign: Vec<_> = {
@@ -267,6 +276,54 @@ impl RegionTable {
         {
             regions.remove(index);
         }
-        Ok(region)
+        Ok(Arc::clone(&region))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_unregister_leaves_the_revocation_of_a_concurrent_one_alone() {
+        let table = RegionTable::default();
+        let region = table.register(4096, 64, Location::Any, None).unwrap();
+        let held = region.pin().unwrap();
+        std::thread::scope(|scope| {
+            let second = || table.unregister(4096, Duration::from_secs(60), |_| Ok(()));
+            let mut waiter = None;
+            let first = table.unregister(4096, Duration::from_millis(200), |_| {
+                waiter = Some(scope.spawn(second));
+                Ok(())
+            });
+            assert!(matches!(first, Err(TransferError::StillInUse { .. })), "{first:?}");
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while let Some(pin) = region.pin() {
+                drop(pin);
+                assert!(Instant::now() < deadline, "pins are given out while a thread unregisters");
+            }
+            drop(held);
+            waiter.unwrap().join().unwrap().unwrap();
+        });
+        assert!(region.pin().is_none());
+        assert!(matches!(table.unregister(4096, Duration::ZERO, |_| Ok(())), Err(TransferError::NotRegistered { .. })));
+    }
+
+    #[test]
+    fn of_two_concurrent_unregisters_one_succeeds() {
+        let table = RegionTable::default();
+        let region = table.register(4096, 64, Location::Any, None).unwrap();
+        let held = region.pin().unwrap();
+        let results = std::thread::scope(|scope| {
+            let both = [(); 2].map(|()| scope.spawn(|| table.unregister(4096, Duration::from_secs(60), |_| Ok(()))));
+            while region.pin().is_some() {
+                std::thread::yield_now();
+            }
+            drop(held);
+            both.map(|thread| thread.join().unwrap())
+        });
+        assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 1, "{results:?}");
+        assert!(results.iter().any(|r| matches!(r, Err(TransferError::NotRegistered { addr: 4096 }))), "{results:?}");
     }
 }

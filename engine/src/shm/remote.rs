@@ -7,7 +7,7 @@ use tidewire_sys::process_vm::{self, Part};
 
 use super::Access;
 
-/// Most bytes of one system call: between two calls the revocation is looked at again.
+/// Most bytes of one system call: between two calls the revocation and the life of the process are looked at again.
 const CHUNK_BYTES: u64 = 4 << 20;
 
 /// Another process, by id. Whoever holds this also watches a pidfd, since ids are used again.
@@ -23,6 +23,8 @@ pub(crate) enum RemoteCopy {
     Done,
     /// The owner revoked the region meanwhile.
     Revoked,
+    /// The caller wanted no further chunk.
+    Stopped,
     /// The kernel refused after this many bytes.
     Failed(u64, io::Error),
 }
@@ -46,9 +48,20 @@ impl RemoteProcess {
     }
 
     /// Copies between `local`, pinned by the slice's batch, and `target` of the other process, which `access` holds open.
-    pub(crate) fn copy(self, opcode: Opcode, local: u64, target: ByteRange, access: &Access<'_>) -> RemoteCopy {
+    /// Before each chunk `go_on` is asked, which must know whether the process lives: its id may be another's by then.
+    pub(crate) fn copy(
+        self,
+        opcode: Opcode,
+        local: u64,
+        target: ByteRange,
+        access: &Access<'_>,
+        go_on: impl Fn() -> bool,
+    ) -> RemoteCopy {
         let mut done = 0;
         while done < target.len() {
+            if !go_on() {
+                return RemoteCopy::Stopped;
+            }
             if !access.still_granted() {
                 return RemoteCopy::Revoked;
             }
@@ -68,5 +81,39 @@ impl RemoteProcess {
             }
         }
         RemoteCopy::Done
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::{cell::Cell, os::fd::AsFd};
+
+    use super::*;
+    use crate::shm::ControlPage;
+
+    #[test]
+    fn life_of_the_process_is_asked_before_every_chunk() {
+        let (owner, file) = ControlPage::create(1).unwrap();
+        let peer = ControlPage::attach(file.as_fd()).unwrap();
+        let access = peer.enter(0, owner.grant(0, 0)).unwrap();
+        let len = 2 * CHUNK_BYTES + 5;
+        let (source, mut sink) = (vec![7u8; len as usize], vec![0u8; len as usize]);
+        // This process stands for the other one; reading its own memory is never forbidden but by seccomp.
+        let process = RemoteProcess::new(std::process::id().cast_signed());
+        let target = ByteRange::new(sink.as_mut_ptr() as u64, len).unwrap();
+        let asked = Cell::new(0);
+        let go_on = || asked.replace(asked.get() + 1) < 1;
+        match process.copy(Opcode::Write, source.as_ptr() as u64, target, &access, go_on) {
+            RemoteCopy::Failed(_, error) if error.raw_os_error() == Some(libc::EPERM) => {
+                eprintln!("SKIP cma: {error}");
+                return;
+            }
+            outcome => assert!(matches!(outcome, RemoteCopy::Stopped), "{outcome:?}"),
+        }
+        let arrived = sink.iter().take_while(|b| **b == 7).count() as u64;
+        assert_eq!((arrived, asked.get()), (CHUNK_BYTES, 2));
+        let outcome = process.copy(Opcode::Write, source.as_ptr() as u64, target, &access, || true);
+        assert!(matches!(outcome, RemoteCopy::Done) && sink == source, "{outcome:?}");
     }
 }

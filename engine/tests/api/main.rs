@@ -4,6 +4,7 @@
 mod deadlines;
 mod discovery;
 mod processes;
+mod registration;
 mod requests;
 mod support;
 mod transfer;

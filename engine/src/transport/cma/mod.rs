@@ -38,20 +38,27 @@ fn refusal(error: &io::Error) -> String {
 pub(super) enum CopyFault {
     /// The owner revoked the region meanwhile.
     Revoked,
-    /// The process is gone.
+    /// The process is gone, or the link is ending.
     Gone,
     /// The kernel refused.
     Error(TransferError),
 }
 
-/// Copies `slice` under `access`.
+/// Copies `slice` under `access` as long as `go_on` says that the process lives and the copy is wanted.
 ///
 /// # Errors
 /// [`CopyFault`]; a part of the bytes may have arrived.
-pub(super) fn copy(process: RemoteProcess, slice: &Slice, access: &Access<'_>, peer: &Peer) -> Result<(), CopyFault> {
-    match process.copy(slice.opcode, slice.local, slice.target, access) {
+pub(super) fn copy(
+    process: RemoteProcess,
+    slice: &Slice,
+    access: &Access<'_>,
+    peer: &Peer,
+    go_on: impl Fn() -> bool,
+) -> Result<(), CopyFault> {
+    match process.copy(slice.opcode, slice.local, slice.target, access, go_on) {
         RemoteCopy::Done => Ok(()),
         RemoteCopy::Revoked => Err(CopyFault::Revoked),
+        RemoteCopy::Stopped => Err(CopyFault::Gone),
         RemoteCopy::Failed(_, error) if error.raw_os_error() == Some(libc::ESRCH) => Err(CopyFault::Gone),
         RemoteCopy::Failed(done, error) => {
             let at = slice.target.addr() + done;

@@ -1,6 +1,7 @@
 //! What a link does with the owner's messages; runs on `tw-local`.
 
 use std::{
+    io,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
     time::Instant,
@@ -29,7 +30,10 @@ struct Granted {
     slot: u32,
     sequence: u64,
     region: ByteRange,
-    file: Option<(OwnedFd, u64)>,
+    /// Set if the owner counts this grant as one by file.
+    file_offset: Option<u64>,
+    /// Missing where the kernel dropped it: the process has no descriptor left.
+    file: Option<OwnedFd>,
 }
 
 impl Client {
@@ -57,7 +61,7 @@ impl Client {
     fn on_message(self: &Arc<Self>, message: Message, file: Option<OwnedFd>) -> Result<(), String> {
         match message {
             Message::Grant { id, slot, sequence, region, file_offset } => {
-                self.on_grant(id, Granted { slot, sequence, region, file: file.zip(file_offset) })
+                self.on_grant(id, Granted { slot, sequence, region, file_offset, file })
             }
             Message::Deny { id, reason } => {
                 self.on_deny(id, reason);
@@ -76,7 +80,9 @@ impl Client {
         if granted.slot >= SLOTS || !granted.region.contains(range) {
             return Err("peer granted something else than was asked for".to_owned());
         }
-        let known = lock(&self.state).grants.same(granted.slot, granted.sequence, granted.file.is_some());
+        // A grant by file must not be used by address: the owner would take a fence for enough.
+        let by_file = granted.file_offset.is_some();
+        let known = lock(&self.state).grants.same(granted.slot, granted.sequence, by_file);
         let grant = match known {
             Some(grant) => Ok(grant),
             None => self.make_grant(granted),
@@ -103,13 +109,17 @@ impl Client {
     }
 
     fn make_grant(&self, granted: Granted) -> Result<Arc<Grant>, TransferError> {
-        let Granted { slot, sequence, region, file } = granted;
-        let mapping = match file {
-            Some((file, offset)) => {
+        let Granted { slot, sequence, region, file_offset, file } = granted;
+        let mapping = match (file_offset, file) {
+            (Some(offset), Some(file)) => {
                 let mapped = PeerMapping::new(file.as_fd(), offset, region);
                 Some(mapped.map_err(|e| TransferError::os("mmap of a peer's region", &e))?)
             }
-            None => None,
+            (Some(_), None) => {
+                let error = io::Error::from(rustix::io::Errno::MFILE);
+                return Err(TransferError::os("recvmsg of the file of a peer's region", &error));
+            }
+            (None, _) => None,
         };
         Ok(Arc::new(Grant::new(region, slot, sequence, mapping)))
     }

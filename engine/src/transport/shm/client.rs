@@ -172,9 +172,11 @@ impl Client {
         let copied = match (&grant.mapping, &self.to.cma) {
             (Some(mapping), _) if mapping.copy(slice.opcode, slice.local, slice.target, &access) => Ok(()),
             (Some(_), _) => Err(CopyFault::Revoked),
-            // The id of a dead process may mean another process by now.
-            (None, Ok(())) if self.is_dead() => Err(CopyFault::Gone),
-            (None, Ok(())) => cma::copy(self.to.process, &slice, &access, &self.to.peer),
+            (None, Ok(())) => {
+                // The id of a dead process may mean another process by now.
+                let go_on = || !self.down.load(Ordering::Acquire) && !self.is_dead();
+                cma::copy(self.to.process, &slice, &access, &self.to.peer, go_on)
+            }
             (None, Err(reason)) => Err(CopyFault::Error(TransferError::Unavailable {
                 what: format!("{} to segment {}", self.kind().name(), self.to.peer.segment),
                 reason: format!("{} was not allocated by its engine, and cma: {reason}", slice.target),
@@ -194,7 +196,10 @@ impl Client {
                 slice.token.fail(error);
             }
             Err(CopyFault::Gone) => {
-                self.go_down("process ended");
+                // Where it is ending already, it is for another reason.
+                if !self.down.load(Ordering::Acquire) {
+                    self.go_down("process ended");
+                }
                 let error = self.ended_error(slice.target);
                 slice.token.fail(error);
             }

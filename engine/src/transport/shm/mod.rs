@@ -230,8 +230,8 @@ impl Transport for SameHostTransport {
         Ok(Arc::new(SameHostLink::new(client)))
     }
 
-    fn evict(&self, region: &Arc<LocalRegion>, _drain: Duration) -> Result<(), String> {
-        self.host.shared.service.evict(region)
+    fn evict(&self, region: &Arc<LocalRegion>, drain: Duration) -> Result<(), String> {
+        self.host.shared.service.evict(region, drain)
     }
 
     fn shutdown(&self, drain: Duration) {

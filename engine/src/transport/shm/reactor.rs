@@ -12,7 +12,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -34,6 +34,12 @@ const LISTENER: u64 = 0;
 const WAKE: u64 = 1;
 /// Packets handled of one connection before the others get their turn.
 const TURN: usize = 64;
+/// How long nobody is accepted after the descriptors ran out, unless a peer goes first.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+/// Failures to accept that are less apart than this are one episode, which is logged once.
+const EPISODE: Duration = Duration::from_secs(10);
+/// How often peers that were hung up on inside a region are looked at.
+const CLOSING_POLL: Duration = Duration::from_millis(100);
 
 /// What the thread, the links and the [`super::SameHost`] share.
 #[derive(Debug)]
@@ -108,16 +114,20 @@ impl Shared {
 pub(super) struct Reactor {
     shared: Arc<Shared>,
     listener: OwnedFd,
+    /// When to watch the listener again, while it is not.
+    accept_at: Option<Instant>,
+    /// When accepting failed last.
+    refused_at: Option<Instant>,
 }
 
 impl Reactor {
     pub(super) fn new(shared: Arc<Shared>, listener: OwnedFd) -> io::Result<Self> {
         shared.poller.add(&listener, LISTENER)?;
-        Ok(Reactor { shared, listener })
+        Ok(Reactor { shared, listener, accept_at: None, refused_at: None })
     }
 
     /// Runs until [`Shared::stop`].
-    pub(super) fn run(self) {
+    pub(super) fn run(mut self) {
         let mut events = Vec::with_capacity(64);
         while !self.shared.stopping.load(Ordering::Acquire) {
             let timeout = self.next_deadline().map(|d| d.saturating_duration_since(Instant::now()));
@@ -139,48 +149,64 @@ impl Reactor {
         let attached: Vec<_> = lock(&self.shared.service.attached).drain().map(|(_, peer)| peer).collect();
         for peer in attached {
             peer.revoke_all();
-            peer.channel.close();
+            peer.close();
         }
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let hello = {
+        let (hello, closing) = {
             let attached = lock(&self.shared.service.attached);
-            attached.values().filter(|p| p.is_strange()).map(|p| p.hello_deadline).min()
+            let hello = attached.values().filter(|p| p.is_strange()).map(|p| p.hello_deadline).min();
+            (hello, attached.values().any(|p| p.is_closing()))
         };
+        let closing = closing.then(|| Instant::now() + CLOSING_POLL);
         let answers = self.shared.clients().iter().filter_map(|c| c.next_deadline()).min();
-        hello.into_iter().chain(answers).min()
+        [hello, closing, answers, self.accept_at].into_iter().flatten().min()
     }
 
-    fn expire(&self) {
+    fn expire(&mut self) {
         let now = Instant::now();
-        let late: Vec<u64> = {
+        let (late, closing): (Vec<u64>, Vec<u64>) = {
             let attached = lock(&self.shared.service.attached);
-            attached.iter().filter(|(_, p)| p.is_strange() && p.hello_deadline <= now).map(|(key, _)| *key).collect()
+            let keys = |of: &dyn Fn(&Attached) -> bool| {
+                attached.iter().filter(|(_, p)| of(p)).map(|(key, _)| *key).collect::<Vec<_>>()
+            };
+            (keys(&|p| p.is_strange() && p.hello_deadline <= now), keys(&Attached::is_closing))
         };
         for key in late {
             self.hang_up(key, "no hello in time");
+        }
+        for key in closing {
+            self.drop_if_idle(key);
+        }
+        if self.accept_at.is_some_and(|at| at <= now) {
+            self.watch_listener(None);
         }
         for client in self.shared.clients() {
             client.expire(now);
         }
     }
 
-    fn accept(&self) {
+    fn accept(&mut self) {
         for _ in 0..TURN {
             let socket = match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => socket,
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR | Errno::CONNABORTED) => continue,
                 Err(error) => {
-                    // Out of descriptors: the listener would stay readable, so the oldest stranger has to go.
-                    tracing::warn!(%error, "same-host peer not accepted");
+                    // Out of descriptors: the listener stays readable, so the oldest stranger has to go, or else the
+                    // listener is left alone for a while.
+                    let now = Instant::now();
+                    if self.refused_at.replace(now).is_none_or(|last| now.duration_since(last) > EPISODE) {
+                        tracing::warn!(%error, "same-host peers are not accepted");
+                    }
                     let strangers = lock(&self.shared.service.attached);
                     let oldest = strangers.iter().filter(|(_, p)| p.is_strange()).min_by_key(|(_, p)| p.hello_deadline);
                     let oldest = oldest.map(|(key, _)| *key);
                     drop(strangers);
-                    if let Some(key) = oldest {
-                        self.hang_up(key, "descriptors ran out");
+                    match oldest {
+                        Some(key) => self.hang_up(key, "descriptors ran out"),
+                        None => self.watch_listener(Some(now + ACCEPT_PAUSE)),
                     }
                     return;
                 }
@@ -188,6 +214,15 @@ impl Reactor {
             if let Err(error) = self.admit(socket) {
                 tracing::debug!(%error, "same-host peer not admitted");
             }
+        }
+    }
+
+    /// Watches the listener, at once or only from `at`.
+    fn watch_listener(&mut self, at: Option<Instant>) {
+        let flags = if at.is_none() { epoll::EventFlags::IN } else { epoll::EventFlags::empty() };
+        match self.shared.poller.watch(&self.listener, LISTENER, flags) {
+            Ok(()) => self.accept_at = at,
+            Err(error) => tracing::error!(%error, "listener of same-host peers is not watched as it should be"),
         }
     }
 
@@ -211,14 +246,16 @@ impl Reactor {
         Ok(())
     }
 
-    fn handle(&self, key: u64, flags: epoll::EventFlags) {
+    fn handle(&mut self, key: u64, flags: epoll::EventFlags) {
         let (connection, is_pidfd) = (key & !1, key & 1 == 1);
         let peer = lock(&self.shared.service.attached).get(&connection).cloned();
         if let Some(peer) = peer {
             if is_pidfd {
                 peer.mark_dead();
                 self.hang_up(connection, "process ended");
-            } else if let Err(error) = self.serve(&peer, flags) {
+            } else if !peer.is_closing()
+                && let Err(error) = self.serve(&peer, flags)
+            {
                 self.hang_up(connection, &error.to_string());
             }
             return;
@@ -251,13 +288,26 @@ impl Reactor {
     }
 
     /// Hangs up on an attached peer. One that still is inside a region stays listed until it leaves or dies.
-    fn hang_up(&self, key: u64, reason: &str) {
+    fn hang_up(&mut self, key: u64, reason: &str) {
         let Some(peer) = lock(&self.shared.service.attached).get(&key).cloned() else { return };
         tracing::debug!(pid = peer.pid, reason, "same-host peer hung up");
-        peer.channel.close();
-        if peer.revoke_all() {
-            self.shared.poller.remove(&peer.pidfd);
-            lock(&self.shared.service.attached).remove(&key);
+        peer.close();
+        drop(peer);
+        self.drop_if_idle(key);
+    }
+
+    /// Forgets a peer that was hung up on, if it left every region.
+    fn drop_if_idle(&mut self, key: u64) {
+        let Some(peer) = lock(&self.shared.service.attached).get(&key).cloned() else { return };
+        if !peer.revoke_all() {
+            return;
+        }
+        self.shared.poller.remove(&peer.pidfd);
+        lock(&self.shared.service.attached).remove(&key);
+        drop(peer);
+        if self.accept_at.is_some() {
+            // Its descriptors are free now.
+            self.watch_listener(None);
         }
     }
 }

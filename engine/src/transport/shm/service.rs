@@ -15,7 +15,7 @@ use std::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::io::fcntl_dupfd_cloexec;
@@ -41,6 +41,8 @@ pub(super) struct Attached {
     pub(super) pidfd: OwnedFd,
     /// By when it must have said hello.
     pub(super) hello_deadline: Instant,
+    /// Hung up on, and listed only until it left the regions it is inside of.
+    closing: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -76,12 +78,24 @@ impl Granted {
 
 impl Attached {
     pub(super) fn new(channel: Channel, pid: i32, pidfd: OwnedFd, hello_deadline: Instant) -> Self {
-        Attached { channel, pid, pidfd, hello_deadline, state: Mutex::default() }
+        Attached { channel, pid, pidfd, hello_deadline, closing: AtomicBool::new(false), state: Mutex::default() }
     }
 
     /// Whether the hello is still to come.
     pub(super) fn is_strange(&self) -> bool {
         lock(&self.state).control.is_none()
+    }
+
+    /// Whether it was hung up on.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// Hangs up. No second time is of any effect.
+    pub(super) fn close(&self) {
+        if !self.closing.swap(true, Ordering::AcqRel) {
+            self.channel.close();
+        }
     }
 
     /// Takes every grant back; whether the peer left all of them.
@@ -267,11 +281,12 @@ impl Service {
     }
 
     /// Ends what stands between `region` and its release, after its accesses were waited for in vain: replaces the file
-    /// under the region if every peer that still holds it does so through the file.
+    /// under the region if every peer that still holds it does so through the file. Operations of this process on the
+    /// region get `drain` to end before that, since what they write meanwhile would be lost.
     ///
     /// # Errors
     /// Text naming the process that holds it.
-    pub(super) fn evict(&self, region: &Arc<LocalRegion>) -> Result<(), String> {
+    pub(super) fn evict(&self, region: &Arc<LocalRegion>, drain: Duration) -> Result<(), String> {
         let peers = self.peers();
         let holders: Vec<_> = peers.iter().filter_map(|p| p.holds(region).map(|by_file| (p, by_file))).collect();
         if holders.is_empty() {
@@ -286,6 +301,9 @@ impl Service {
         let shared = self.regions.snapshot().iter().any(|r| !Arc::ptr_eq(r, region) && r.range().overlaps(extent));
         if shared {
             return Err(format!("process {pids} (allocation holds other registered buffers and cannot be fenced)"));
+        }
+        if !region.wait_unpinned(Instant::now() + drain) {
+            return Err(format!("process {pids} (cannot be fenced while operations of this process use the buffer)"));
         }
         backing.fence().map_err(|e: TransferError| format!("process {pids} (fence failed: {e})"))?;
         for (peer, _) in &holders {

@@ -137,8 +137,8 @@ impl Poller {
         Ok(epoll::add(&self.set, fd, epoll::EventData::new_u64(key), epoll::EventFlags::IN)?)
     }
 
-    /// Watches for `writable` besides or, when a full outbox is to stop the peer, instead of readability.
-    fn watch(&self, fd: impl AsFd, key: u64, flags: epoll::EventFlags) -> io::Result<()> {
+    /// Changes what is watched for.
+    pub(super) fn watch(&self, fd: impl AsFd, key: u64, flags: epoll::EventFlags) -> io::Result<()> {
         Ok(epoll::modify(&self.set, fd, epoll::EventData::new_u64(key), flags)?)
     }
 

@@ -1,6 +1,8 @@
 //! The socket in the face of strangers.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod faults;
+
 use std::{
     io::{self, IoSlice},
     os::fd::{AsFd, OwnedFd},
