@@ -15,7 +15,8 @@ want() { # want PACKAGE... : what a failed probe needs
     packages+=("$@")
 }
 has() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
-has_library() { { ldconfig -p 2>/dev/null || /sbin/ldconfig -p; } | grep -qF "$1 "; }
+# Never `grep -q` behind a pipe: it ends at the first match, and under pipefail the writer's SIGPIPE is then the status.
+has_library() { { ldconfig -p 2>/dev/null || /sbin/ldconfig -p; } | grep -F "$1 " >/dev/null; }
 
 protoc_works() {
     has protoc || return 1
@@ -32,6 +33,15 @@ if ! has cargo; then
     echo "  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y" >&2
     exit 1
 fi
+oldest=$(sed -nE 's/^rust-version = "([0-9.]+)"/\1/p' Cargo.toml)
+for tool in cargo rustc; do
+    found=$("$tool" --version 2>/dev/null | awk '{ print $2 }') || found=
+    if [ "$(printf '%s\n' "$oldest" "${found:-0}" | sort -V | head -n 1)" != "$oldest" ]; then
+        echo "$tool ${found:-(it does not run)} is older than Rust $oldest, which Tidewire needs: rustup update stable" >&2
+        echo "  (a distribution's package of that age: install Rust from https://rustup.rs instead)" >&2
+        exit 1
+    fi
+done
 if ! has cc; then want gcc libc6-dev; fi
 if ! protoc_works; then want protobuf-compiler libprotobuf-dev; fi
 if [ "$purpose" = test ] || [ "$purpose" = bench ]; then

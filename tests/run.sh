@@ -5,6 +5,8 @@
 # SKIP lines with their reasons, counts. Steps go on after a failure. The last line is `N passed, N failed`, where each
 # test and each step without tests (format, lints, documentation) counts as one; the exit status is 0 if none failed.
 set -uo pipefail
+# Some tests hold thousands of connections; the soft limit is often 1024.
+ulimit -S -n hard
 cd "$(dirname "$0")/.."
 source tests/peers/lib.sh
 quick=${1:-}
@@ -41,7 +43,7 @@ check() { # check NAME COMMAND... : a step that is one check
 count() { # count PASSED FAILED STATUS : adds a step's tests; a step that broke before any test ran is one failure
     local good=${1:-0} bad=${2:-0} status=$3 skips
     if [ "$status" != 0 ] && [ "$bad" = 0 ]; then bad=1; fi
-    if [ "$status" = 0 ] && [ "$good" = 0 ] && [ "$step" != doctests ]; then echo "   no test ran"; bad=1; fi
+    if [ "$status" = 0 ] && [ "$good" = 0 ]; then echo "   no test ran"; bad=1; fi
     skips=$(grep -cE '^ *SKIP ' "$log")
     grep -hE '^ *SKIP ' "$log" | sed 's/^ */   /' | sort -u
     passed=$((passed + good)) failed=$((failed + bad)) skipped=$((skipped + skips))

@@ -1,5 +1,6 @@
 //! `tidewire metadata-server` and `tidewire segments`, with real segments.
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::{BENCH, Run, TOOL, run, start, start_with};
@@ -42,15 +43,15 @@ fn registered_segments_are_listed_and_a_dead_one_goes_away() {
     let table = run(TOOL, &["segments", "--metadata", &uri, "tw-second"]).expect(0).out;
     assert!(table.contains("tw-second") && table.contains("yes, ") && !table.contains("tw-first"), "{table}");
 
-    first.signal("TERM");
+    first.signal(Signal::TERM);
     first.end().expect(0);
-    second.signal("KILL");
+    second.signal(Signal::KILL);
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(15);
     while !listed(&["--metadata", &uri]).is_empty() {
         assert!(std::time::Instant::now() < deadline, "a killed segment stays registered");
     }
     run(TOOL, &["segments", "--metadata", &uri, "tw-first"]).expect(1);
-    server.signal("INT");
+    server.signal(Signal::INT);
     server.end().expect(0);
 }
 
@@ -71,7 +72,7 @@ fn a_segment_without_a_server_is_asked_itself() {
     let address = p2p.wait_for("listening on").rsplit(' ').next().unwrap().to_owned();
     let segments = listed(&[&address]);
     assert!(segments.len() == 1 && segments[0]["name"] == address.as_str() && segments[0]["reachable"] == true);
-    p2p.signal("TERM");
+    p2p.signal(Signal::TERM);
     p2p.end().expect(0);
     run(TOOL, &["segments", &address]).expect(1);
 }
@@ -81,6 +82,6 @@ fn the_demo_finds_its_processes_through_a_server() {
     let (server, uri) = server();
     run(TOOL, &["demo", "--tokens", "20", "--transport", "tcp", "--metadata", &uri]).expect(0);
     assert!(listed(&["--metadata", &uri]).is_empty(), "an orderly end unregisters");
-    server.signal("TERM");
+    server.signal(Signal::TERM);
     server.end().expect(0);
 }

@@ -75,6 +75,9 @@ fn empty_and_overflowing_ranges_are_refused() {
 #[test]
 fn out_of_bounds_target_fails_that_entry_and_no_byte_is_written() {
     for transports in ALL {
+        if transports == "cma" && crate::cma::skip("a target out of bounds") {
+            continue;
+        }
         let pair = pair(transports);
         let (from, to) = (pair.source.addr(), pair.target.addr());
         let end = to + LEN as u64;
@@ -104,7 +107,6 @@ fn two_neighbouring_buffers_are_not_one() {
     let (near, far) = (engine("tcp"), engine("tcp"));
     let memory = vec![0x11u8; 8192];
     let source = near.allocate(8192, Location::Any).unwrap();
-    // SAFETY: not needed, the call is safe to make in a test that keeps the memory until the engine is gone.
     register(&far, &memory[..4096]);
     register(&far, &memory[4096..]);
     let segment = near.open_segment(far.segment_name()).unwrap();

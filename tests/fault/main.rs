@@ -2,6 +2,8 @@
 //! and nothing hangs, leaks or is touched afterwards.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "tests")]
 
+#[path = "../support/cma.rs"]
+mod cma;
 mod input;
 mod partition;
 mod peer;

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use tidewire_engine::{
     Config, TransferEngine,
     core::{Location, Opcode, SegmentId, TransferRequest, TransportKind},
@@ -77,13 +78,13 @@ impl Target {
         self.child.id()
     }
 
-    pub fn signal(&self, name: &str) {
-        assert!(Command::new("kill").args([format!("-{name}"), self.pid().to_string()]).status().unwrap().success());
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Stops the process and returns once it is stopped.
     pub fn freeze(&self) {
-        self.signal("STOP");
+        self.signal(Signal::STOP);
         let deadline = Instant::now() + Duration::from_secs(10);
         while !std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap().contains(") T ") {
             assert!(Instant::now() < deadline);
@@ -132,6 +133,7 @@ pub fn request(opcode: Opcode, source: u64, target: SegmentId, target_offset: u6
 #[test]
 fn act_as_target() {
     let Ok(role) = std::env::var(ROLE) else { return };
+    crate::cma::allow();
     let mut words = role.split_whitespace();
     let len: usize = words.next().unwrap().parse().unwrap();
     let transports = words.next().unwrap();

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tidewire_core::{Opcode, TransferError};
 use tidewire_engine::transport::mooncake_tcp::MooncakeTcpOptions;
@@ -17,9 +18,8 @@ fn blocks(opcode: Opcode, remote: u64) -> Vec<Entry> {
     (0..64).map(|i| (opcode, i << 20, remote + ((i as u64) << 20), 1 << 20)).collect()
 }
 
-fn signal(official: &Official, name: &str) {
-    let status = std::process::Command::new("kill").args([name, &official.pid().to_string()]).status().unwrap();
-    assert!(status.success());
+fn signal(official: &Official, signal: Signal) {
+    kill_process(Pid::from_raw(official.pid() as i32).unwrap(), signal).unwrap();
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn killed_target_fails_the_batch_within_three_seconds() {
     let node = Node::new(LEN, MooncakeTcpOptions::default());
     let link = node.open(&official.name);
     // Stopped first, so that the batches are surely open when it dies.
-    signal(&official, "-STOP");
+    signal(&official, Signal::STOP);
     let batches = [Opcode::Write, Opcode::Read].map(|opcode| node.submit(&link, &blocks(opcode, remote)));
     official.kill();
     let killed = Instant::now();
@@ -50,13 +50,13 @@ fn stopped_target_is_given_up_and_its_late_bytes_land_nowhere() {
     let progress_timeout = Duration::from_millis(500);
     let mut node = Node::new(LEN, MooncakeTcpOptions { progress_timeout, ..MooncakeTcpOptions::default() });
     let link = node.open(&official.name);
-    signal(&official, "-STOP");
+    signal(&official, Signal::STOP);
     let started = Instant::now();
     let error = node.run(&link, &blocks(Opcode::Read, remote)).error.unwrap();
     assert!(matches!(&error, TransferError::PeerSilent { peer, .. } if *peer == official.name), "{error:?}");
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     node.memory_mut().fill(1);
-    signal(&official, "-CONT");
+    signal(&official, Signal::CONT);
     // Once it answers again, it has also dealt with what was sent to it before.
     assert_eq!(official.call(json!(["notes"])), json!([]));
     let again = node.open(&official.name);
@@ -76,12 +76,12 @@ fn stopped_initiator_holds_no_buffer() {
         assert!(Instant::now() < deadline);
         std::thread::yield_now();
     }
-    signal(&official, "-STOP");
+    signal(&official, Signal::STOP);
     let started = Instant::now();
     node.unregister(Duration::from_millis(100));
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     let before = node.memory().to_vec();
-    signal(&official, "-CONT");
+    signal(&official, Signal::CONT);
     let answer = official.answer();
     assert!(node.memory() == before, "bytes arrived after unregister");
     // It may have finished just before it was stopped.

@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "tests")]
 
 mod engine;
+#[cfg(feature = "etcd")]
+#[path = "../support/etcd.rs"]
+mod etcd;
 mod faults;
 mod from_official;
 mod node;

@@ -29,8 +29,7 @@ impl Store {
     /// etcd; `None`, after saying so, if this host has none.
     #[cfg(feature = "etcd")]
     pub fn etcd() -> Option<Self> {
-        if let Err(error) = Command::new("etcd").arg("--version").stdout(Stdio::null()).status() {
-            println!("SKIP etcd cannot be started: {error}");
+        if crate::etcd::skip() {
             return None;
         }
         let (port, peer_port) = (free_port(), free_port());

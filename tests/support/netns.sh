@@ -22,7 +22,7 @@ subnet() { # a subnet per name, so that tests in parallel do not meet
 down() {
     local end pid
     for end in a b; do
-        ip netns list 2>/dev/null | grep -q "^$name-$end\b" || continue
+        ip netns list 2>/dev/null | grep "^$name-$end\b" >/dev/null || continue
         for pid in $(ip netns pids "$name-$end" 2>/dev/null); do kill -KILL "$pid" 2>/dev/null || true; done
         ip netns delete "$name-$end" || true
     done

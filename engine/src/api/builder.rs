@@ -29,7 +29,7 @@ use crate::{
     memory::RegionTable,
     metadata::{self, MetadataStore, StoreOptions, StoreUri, p2p::P2pStore, uri},
     observe::Counters,
-    runtime::ctl::Ctl,
+    runtime::{ctl::Ctl, descriptors},
     segment::{
         connect::Connector,
         discovery::{Discovery, Resolved},
@@ -106,6 +106,9 @@ impl EngineBuilder {
     /// that does not answer, [`TransferError::Os`] for threads and sockets.
     pub fn build(self) -> Result<TransferEngine, TransferError> {
         let config = self.config;
+        if config.raise_fd_limit {
+            descriptors::raise_limit();
+        }
         let ctl = Arc::new(Ctl::start()?);
         let counters = Arc::new(Counters::default());
         let discovery = Arc::new(open_store(&config, &ctl, self.store)?);

@@ -96,6 +96,8 @@ pub struct Config {
     pub publish_wait: bool,
     /// Whether a live owner of the segment's name is replaced.
     pub take_over: bool,
+    /// Whether the soft limit on open descriptors is raised to the hard one.
+    pub raise_fd_limit: bool,
     /// Limit of one call to the metadata store.
     pub store_timeout: Duration,
     /// Limit of connecting to the metadata store.
@@ -164,6 +166,7 @@ impl Config {
             max_notifications: 0,
             publish_wait: false,
             take_over: false,
+            raise_fd_limit: false,
             store_timeout: Duration::ZERO,
             store_connect_timeout: Duration::ZERO,
             lease_ttl: Duration::ZERO,

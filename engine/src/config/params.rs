@@ -422,6 +422,13 @@ pub const PARAMS: &[Param] = &[
         [],
         "Takes the segment name over from an owner that still answers. One that does not answer is always replaced."
     ),
+    flag!(
+        "TIDEWIRE_RAISE_FD_LIMIT",
+        raise_fd_limit,
+        true,
+        [],
+        "Raises the soft limit on open descriptors to the hard one when the engine is built. It is the limit of the whole process."
+    ),
     millis!(
         "TIDEWIRE_STORE_TIMEOUT_MS",
         store_timeout,

@@ -1,3 +1,5 @@
+//! Precedence, aliases, values that cannot be used, and `docs/CONFIG.md` against the table.
+
 use std::time::Duration;
 
 use tidewire_core::TransportKind;

@@ -1,3 +1,4 @@
+//! The control port: calls over loopback, strangers, limits.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::{

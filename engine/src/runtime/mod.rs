@@ -1,3 +1,4 @@
-//! Threads of the engine that are not on the data path.
+//! What an engine needs of its process: the control thread, descriptors.
 
 pub mod ctl;
+pub mod descriptors;

@@ -20,8 +20,7 @@ pub(super) struct EtcdServer {
 impl EtcdServer {
     /// Starts it; `None` (and says so) if this host has no etcd. With certificates among the arguments it speaks TLS.
     pub(super) async fn start(arguments: &[&str]) -> Option<Self> {
-        if let Err(error) = Command::new("etcd").arg("--version").stdout(Stdio::null()).status() {
-            println!("SKIP etcd cannot be started: {error}");
+        if crate::etcd::skip() {
             return None;
         }
         let dir = std::env::temp_dir().join(format!("tidewire-etcd-{}", unique()));

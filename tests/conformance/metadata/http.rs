@@ -120,6 +120,11 @@ async fn garbage_and_broken_requests_harm_nobody() {
 
 #[tokio::test]
 async fn a_thousand_idle_connections_delay_nobody_and_are_closed() {
+    // Both ends of each connection are in this process.
+    if tidewire_engine::runtime::descriptors::raise_limit().is_some_and(|limit| limit < 3_000) {
+        println!("SKIP a thousand connections: the hard limit on open descriptors is below 3000");
+        return;
+    }
     let mut options = ServerOptions::default();
     options.header_timeout = Duration::from_secs(2);
     options.body_timeout = Duration::from_secs(2);

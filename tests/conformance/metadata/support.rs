@@ -1,4 +1,4 @@
-//! Helpers of the metadata tests: deadlines, names, a raw HTTP client, a child process.
+//! What the metadata tests share: deadlines, names, a raw HTTP client, a child process.
 
 use std::{
     io::{BufRead, BufReader},

@@ -37,6 +37,10 @@ pub trait Fixture: 'static {
     const KIND: TransportKind;
     /// An engine's worth of the transport.
     fn node(segment: &str) -> Node;
+    /// Whether this machine lets it work; says so if not.
+    fn is_possible() -> bool {
+        true
+    }
     /// Two nodes, of which the first reaches the second.
     fn pair() -> (Node, Node) {
         (Self::node("initiator"), Self::node("target"))
@@ -330,6 +334,10 @@ impl Fixture for ShmMixed {
     const NAME: &'static str = "shm-mixed";
     const KIND: TransportKind = TransportKind::Shm;
 
+    fn is_possible() -> bool {
+        !crate::cma::skip(Self::NAME)
+    }
+
     fn node(segment: &str) -> Node {
         same_host(segment, Self::KIND, SameHostOptions::default()).0
     }
@@ -342,6 +350,10 @@ impl Fixture for ShmMixed {
 impl Fixture for Cma {
     const NAME: &'static str = "cma";
     const KIND: TransportKind = TransportKind::Cma;
+
+    fn is_possible() -> bool {
+        !crate::cma::skip(Self::NAME)
+    }
 
     fn node(segment: &str) -> Node {
         same_host(segment, Self::KIND, SameHostOptions::default()).0

@@ -28,6 +28,7 @@ pub const LEN: usize = 32 << 20;
 #[test]
 fn child_entry() {
     let (Ok(fixture), Ok(role)) = (std::env::var(FIXTURE), std::env::var(ROLE)) else { return };
+    crate::cma::allow();
     match fixture.as_str() {
         Shm::NAME => play::<Shm>(&role),
         ShmMixed::NAME => play::<ShmMixed>(&role),

@@ -125,6 +125,7 @@ fn wrong_version_token_and_generation_are_told_apart() {
 #[test]
 fn a_thousand_silent_connections_delay_nobody_and_are_hung_up_on() {
     let short = Duration::from_millis(1500);
+    crate::runtime::descriptors::raise_limit();
     let (host, identity, _) =
         host(SameHostOptions { connect_timeout: short, max_peers: 1100, ..SameHostOptions::default() });
     let silent: Vec<_> = (0..1000).map_while(|_| connect_patiently(host.socket_name())).collect();

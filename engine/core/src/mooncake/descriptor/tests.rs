@@ -1,3 +1,4 @@
+//! Descriptors as official releases print them, as old and foreign ones do, and as nobody should.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use proptest::prelude::*;

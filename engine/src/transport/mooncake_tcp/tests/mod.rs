@@ -1,3 +1,4 @@
+//! Mooncake's data protocol against a peer that is written out byte by byte; what both sides' tests share.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod initiator;
