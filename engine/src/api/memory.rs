@@ -88,6 +88,7 @@ impl EngineInner {
             let Some(region) = added.last() else { return Ok(()) };
             self.connector.transports.iter().try_for_each(|transport| transport.register(region))
         });
+        let registered = result.is_ok();
         let result = result.and_then(|()| self.publisher.publish(self.config.publish_wait));
         if result.is_err() {
             for region in &added {
@@ -95,6 +96,11 @@ impl EngineInner {
                 let _ = self.regions.unregister(region.range().addr(), Duration::ZERO, |region| self.evict(region));
             }
             self.own.touch();
+            if registered {
+                // The failed write may still arrive or be repeated, so one without the buffers follows; it says itself
+                // when it fails.
+                let _ = self.publisher.publish(false);
+            }
         }
         result
     }
