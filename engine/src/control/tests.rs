@@ -132,7 +132,7 @@ fn what_was_announced_and_not_sent_takes_no_room_from_others() {
     let half: Vec<_> = (0..8)
         .map(|_| {
             let mut socket = TcpStream::connect(world.address).unwrap();
-            socket.write_all(&(1_u64 << 20).to_le_bytes()).unwrap();
+            socket.write_all(&(256_u64 << 10).to_le_bytes()).unwrap();
             socket.write_all(b"\x01{").unwrap();
             socket
         })
