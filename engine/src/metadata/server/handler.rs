@@ -232,8 +232,10 @@ async fn receive(state: &State, request: Request<Incoming>) -> Result<Vec<u8>, A
     if body.size_hint().lower() > limit as u64 {
         return Err(too_long());
     }
-    let received = timeout(state.options.body_timeout, receive_within(state, body, limit)).await;
-    received.unwrap_or_else(|_| Err(text(StatusCode::REQUEST_TIMEOUT, "the body took too long")))
+    match timeout(state.options.body_timeout, receive_within(state, body, limit)).await {
+        Ok(received) => received,
+        Err(_) => Err(text(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
+    }
 }
 
 /// Reads a body. What has arrived is charged, not what was announced, so that only sending takes room from others.
