@@ -1,11 +1,13 @@
 //! The rules of [`MetadataStore`], run over `memory`, `http` with our own server, and `etcd`.
 
+mod bodies;
 #[cfg(feature = "etcd")]
 mod etcd;
 #[cfg(feature = "etcd")]
 mod etcd_server;
 mod http;
 mod mooncake;
+mod plain;
 mod rules;
 mod support;
 

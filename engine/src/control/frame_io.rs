@@ -26,9 +26,19 @@ pub(super) async fn read_length<S: AsyncRead + Unpin>(stream: &mut S, limit_byte
 /// Reads the `length` bytes behind the length.
 pub(super) async fn read_body<S: AsyncRead + Unpin>(stream: &mut S, length: u64) -> Result<Vec<u8>, ReadError> {
     let mut body = Vec::new();
-    let read = stream.take(length).read_to_end(&mut body).await.map_err(ReadError::Io)?;
+    read_more(stream, &mut body, length).await?;
+    Ok(body)
+}
+
+/// Reads the next `length` bytes onto the end of `body`.
+pub(super) async fn read_more<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    body: &mut Vec<u8>,
+    length: u64,
+) -> Result<(), ReadError> {
+    let read = stream.take(length).read_to_end(body).await.map_err(ReadError::Io)?;
     if (read as u64) < length {
         return Err(ReadError::Io(io::ErrorKind::UnexpectedEof.into()));
     }
-    Ok(body)
+    Ok(())
 }

@@ -4,7 +4,7 @@
 //! `linger_timeout` to close after the reply. Beyond `max_connections` the one that has waited longest is dropped.
 //!
 //! Invariants:
-//! * memory of a connection grows with the bytes received; requests above 64 KiB share `max_buffered_bytes`;
+//! * memory of a connection grows with the bytes received; what arrives beyond 64 KiB shares `max_buffered_bytes`;
 //! * after [`ControlServer::stop`] returned, the port is closed and no task is left.
 
 use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
@@ -17,19 +17,19 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     runtime::Handle,
-    sync::{Semaphore, watch},
+    sync::{Semaphore, SemaphorePermit, watch},
     task::{AbortHandle, Id, JoinHandle, JoinSet},
     time::timeout,
 };
 
 use super::{
     ControlError, ControlHandler,
-    frame_io::{ReadError, read_body, read_length},
+    frame_io::{ReadError, read_body, read_length, read_more},
     listen::{PortChoice, listen},
 };
 
-/// Requests up to this length are not counted against `max_buffered_bytes`.
-const SMALL_REQUEST_BYTES: u64 = 64 << 10;
+/// The start of a request that is not counted against `max_buffered_bytes`, and the step in which the rest is.
+const STEP_BYTES: u64 = 64 << 10;
 /// What a peer may send after its request before the connection is cut.
 const MAX_TRAILING_BYTES: u64 = 64 << 10;
 /// How long accepting pauses when the process has no descriptor left and no connection to drop.
@@ -44,7 +44,7 @@ pub struct ServerConfig {
     pub port: PortChoice,
     /// Longest request, as the length field says.
     pub max_request_bytes: u64,
-    /// Sum of the requests above 64 KiB that are being received.
+    /// Sum of what has arrived of requests beyond their first 64 KiB, each counted up to 64 KiB ahead.
     pub max_buffered_bytes: u32,
     /// Connections at a time.
     pub max_connections: usize,
@@ -226,11 +226,20 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
 
 async fn receive(stream: &mut TcpStream, shared: &Shared) -> Result<Vec<u8>, ReadError> {
     let length = read_length(stream, shared.config.max_request_bytes).await?;
-    let counted = if length <= SMALL_REQUEST_BYTES { 0 } else { u32::try_from(length).unwrap_or(u32::MAX) };
     let limit = u64::from(shared.config.max_buffered_bytes);
-    let permit = shared.buffered.try_acquire_many(counted);
-    let _permit = permit.map_err(|_| ReadError::Frame(FrameError::Length { length, limit }))?;
-    read_body(stream, length).await
+    let mut body = read_body(stream, length.min(STEP_BYTES)).await?;
+    let mut permits: Option<SemaphorePermit<'_>> = None;
+    while let left @ 1.. = length - body.len() as u64 {
+        let step = left.min(STEP_BYTES);
+        let permit = shared.buffered.try_acquire_many(u32::try_from(step).unwrap_or(u32::MAX));
+        let permit = permit.map_err(|_| ReadError::Frame(FrameError::Length { length, limit }))?;
+        match &mut permits {
+            Some(permits) => permits.merge(permit),
+            None => permits = Some(permit),
+        }
+        read_more(stream, &mut body, step).await?;
+    }
+    Ok(body)
 }
 
 async fn send(stream: &mut TcpStream, reply: &[u8]) -> io::Result<()> {

@@ -128,6 +128,26 @@ fn garbage_is_closed_without_reply() {
 }
 
 #[test]
+fn what_was_announced_and_not_sent_takes_no_room_from_others() {
+    let world = World::new(|config| config.max_buffered_bytes = 256 << 10, false);
+    let half: Vec<_> = (0..8)
+        .map(|_| {
+            let mut socket = TcpStream::connect(world.address).unwrap();
+            socket.write_all(&(256_u64 << 10).to_le_bytes()).unwrap();
+            socket.write_all(b"\x01{").unwrap();
+            socket
+        })
+        .collect();
+    let frame =
+        |bytes: usize| encode_frame(ControlKind::Metadata, format!("{{\"a\":\"{}\"}}", "x".repeat(bytes)).as_bytes());
+    world.runtime.block_on(ControlClient::default().probe(&world.host())).unwrap();
+    assert!(!world.exchange(&frame(200 << 10)).is_empty(), "a long request is answered");
+    assert!(world.exchange(&frame(600 << 10)).is_empty(), "one that is longer than the room is not");
+    assert!(!world.exchange(&frame(200 << 10)).is_empty(), "and leaves nothing behind");
+    drop(half);
+}
+
+#[test]
 fn thousand_idle_connections_delay_nobody() {
     let world = World::new(|_| {}, false);
     let idle: Vec<_> = (0..1000)

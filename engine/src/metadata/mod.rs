@@ -124,8 +124,8 @@ pub enum StoreError {
         /// Text of the answer.
         reason: String,
     },
-    /// The server keeps the value that is there: Mooncake's HTTP server lets nobody replace a `rpc_meta` key. See
-    /// [`take_over`].
+    /// The value that is there stays: Mooncake's HTTP server lets nobody replace a `rpc_meta` key, and a session key that
+    /// somebody else took after our lease was lost is theirs. See [`take_over`].
     #[error("{store} keeps the existing value of {key}")]
     Exists {
         /// Store and address.
@@ -152,7 +152,8 @@ pub enum StoreError {
 /// A place where segments are published and found.
 ///
 /// Rules (the conformance suite checks them over every sibling):
-/// * `put` replaces; a timed-out `put` may still be applied, so values are idempotent;
+/// * `put` replaces, but for a session key that was lost with its lease and taken by somebody else: that is
+///   [`StoreError::Exists`]; a timed-out `put` may still be applied, so values are idempotent;
 /// * `get` of a missing key is `Ok(None)`, `remove` of one is `Ok(false)`;
 /// * a [`Lifetime::Session`] key disappears within the lease after its process died, and at once on [`close`];
 /// * `compare_and_put` of a lost race is `Ok(None)`, never an error;

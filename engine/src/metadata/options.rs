@@ -86,7 +86,8 @@ pub async fn open(uri: &StoreUri, options: &StoreOptions) -> Result<Arc<dyn Meta
 
 /// Puts a value even where the server keeps an existing one: then the key is removed first.
 ///
-/// For a `rpc_meta` key on Mooncake's HTTP server, whose last owner left it behind. The caller has made sure that the
+/// For a `rpc_meta` key on Mooncake's HTTP server, whose last owner left it behind, and for a session key that was lost
+/// with its lease. The caller has made sure that the
 /// recorded address does not answer.
 ///
 /// # Errors

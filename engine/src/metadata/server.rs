@@ -50,7 +50,7 @@ pub struct ServerOptions {
     pub header_timeout: Duration,
     /// Longest wait for a request body.
     pub body_timeout: Duration,
-    /// Most bytes of request bodies being received.
+    /// Most bytes of request bodies being received, the first 16 KiB of each aside.
     pub max_bodies_bytes: usize,
 }
 

@@ -3,10 +3,12 @@
 //! A key put with [`Lifetime::Session`](super::Lifetime::Session) hangs on the lease of its store. [`Keeper`] renews the
 //! lease every third of its time to live. When the server lost the lease (it ran out while the server or this process was
 //! frozen, or the server lost its memory) the keeper takes a new one and puts every key again, fenced: a key that
-//! somebody else has taken since is left alone and forgotten.
+//! somebody else has taken since is left alone, and later puts of it are refused until it is removed or put with a guard.
+//! A put that failed, but may be applied, is repeated in the background, fenced as well.
 //!
 //! Invariants:
 //! * one write of a session key is in flight at a time, a fenced one included;
+//! * a key that was ours under a lost lease is put by nothing but a fenced write;
 //! * after [`Keeper::close`] no key is put any more;
 //! * the background task ends with the store's stop signal.
 
@@ -94,8 +96,10 @@ struct State {
     lease: Option<Lease>,
     past: Vec<Lease>,
     owned: BTreeMap<String, Owned>,
-    /// Owned keys that are not yet under the current lease.
+    /// Owned keys that are not yet under the current lease, or whose last put may not be applied.
     pending: BTreeSet<String>,
+    /// Keys that were ours until somebody else had them.
+    taken: BTreeSet<String>,
     running: bool,
     closed: bool,
 }
@@ -107,7 +111,8 @@ impl<B: SessionBackend> Keeper<B> {
         Arc::new(Keeper { backend, ttl, state, kick, stop, runtime })
     }
 
-    /// Puts a key under the session's lease; `None` if the guard did not hold.
+    /// Puts a key under the session's lease; `None` if the guard did not hold. Without a guard a key that somebody else
+    /// took from us is [`StoreError::Exists`].
     pub(crate) async fn put(
         self: &Arc<Self>,
         key: &str,
@@ -115,24 +120,46 @@ impl<B: SessionBackend> Keeper<B> {
         guard: Option<Expect>,
     ) -> Result<Option<u64>, StoreError> {
         let mut state = self.state.lock().await;
+        if guard.is_none() && state.taken.contains(key) {
+            return Err(self.exists(key));
+        }
         let before = state.owned.get(key).cloned();
+        let mut owned = Owned { value: value.to_vec(), revision: before.as_ref().map_or(0, |owned| owned.revision) };
+        // A key that never was there is not fenced: there is nobody who could have taken it from us.
+        let had = guard.is_none() && owned.revision != 0;
+        let was_pending = state.pending.contains(key);
+        let mut fenced = had && was_pending;
+        let mut repeat = Repeat { kick: &self.kick, armed: guard.is_none() };
         if guard.is_none() {
-            // Noted before the call, because a put that times out may still be applied.
-            let revision = before.as_ref().map_or(0, |owned| owned.revision);
-            state.owned.insert(key.to_owned(), Owned { value: value.to_vec(), revision });
+            // Noted before the call, because a put that times out may or may not be applied.
+            state.owned.insert(key.to_owned(), owned.clone());
+            state.pending.insert(key.to_owned());
         }
         let mut lost = 0;
         loop {
             let lease = self.lease(&mut state).await?;
-            match self.backend.write(lease, key, value, guard).await {
+            let written = match fenced {
+                true => self.backend.reclaim(lease, key, &owned, &state.past).await,
+                false => self.backend.write(lease, key, value, guard).await,
+            };
+            match written {
                 Ok(Written::At(revision)) => {
-                    state.owned.insert(key.to_owned(), Owned { value: value.to_vec(), revision });
+                    owned.revision = revision;
+                    state.owned.insert(key.to_owned(), owned);
                     state.pending.remove(key);
+                    state.taken.remove(key);
+                    repeat.armed = false;
                     return Ok(Some(revision));
+                }
+                Ok(Written::Mismatch) if fenced => {
+                    repeat.armed = false;
+                    self.leave(&mut state, key);
+                    return Err(self.exists(key));
                 }
                 Ok(Written::Mismatch) => return Ok(None),
                 Ok(Written::LeaseLost) if lost < 2 => {
                     lost += 1;
+                    fenced = had;
                     state.lose_lease();
                     self.kick.notify_one();
                 }
@@ -141,8 +168,9 @@ impl<B: SessionBackend> Keeper<B> {
                     return Err(StoreError::Unreachable { store: self.backend.describe(), reason });
                 }
                 Err(error) => {
-                    if matches!(error, StoreError::Refused { .. }) {
-                        state.restore(key, before);
+                    if guard.is_none() && matches!(error, StoreError::Refused { .. }) {
+                        repeat.armed = false;
+                        state.restore(key, before, was_pending || lost > 0);
                     }
                     return Err(error);
                 }
@@ -155,6 +183,21 @@ impl<B: SessionBackend> Keeper<B> {
         let mut state = self.state.lock().await;
         state.owned.remove(key);
         state.pending.remove(key);
+        state.taken.remove(key);
+    }
+
+    /// Gives up a key that is not at our value, to whoever has it.
+    fn leave(&self, state: &mut State, key: &str) {
+        state.pending.remove(key);
+        let owned = state.owned.remove(key);
+        if owned.is_some_and(|owned| owned.revision != 0) {
+            state.taken.insert(key.to_owned());
+        }
+        tracing::warn!(store = self.backend.describe(), key, "key was taken by another owner, it is left");
+    }
+
+    fn exists(&self, key: &str) -> StoreError {
+        StoreError::Exists { store: self.backend.describe(), key: key.to_owned() }
     }
 
     /// Forgets everything and gives the lease away, to be revoked.
@@ -163,6 +206,7 @@ impl<B: SessionBackend> Keeper<B> {
         state.closed = true;
         state.owned.clear();
         state.pending.clear();
+        state.taken.clear();
         state.lease.take()
     }
 
@@ -203,11 +247,7 @@ impl<B: SessionBackend> Keeper<B> {
                     state.owned.insert(key.clone(), Owned { revision, ..owned });
                     state.pending.remove(&key);
                 }
-                Written::Mismatch => {
-                    state.owned.remove(&key);
-                    state.pending.remove(&key);
-                    tracing::warn!(store = self.backend.describe(), key, "key was taken by another owner, it is left");
-                }
+                Written::Mismatch => self.leave(&mut state, &key),
                 Written::LeaseLost => {
                     state.lose_lease();
                     self.kick.notify_one();
@@ -225,7 +265,6 @@ impl State {
         }
         self.lose_lease();
         self.lease = Some(lease);
-        self.pending = self.owned.keys().cloned().collect();
     }
 
     fn lose_lease(&mut self) {
@@ -234,14 +273,33 @@ impl State {
                 self.past.remove(0);
             }
             self.past.push(old);
+            self.pending = self.owned.keys().cloned().collect();
         }
     }
 
-    fn restore(&mut self, key: &str, before: Option<Owned>) {
+    /// Undoes the note of a put that the server refused.
+    fn restore(&mut self, key: &str, before: Option<Owned>, pending: bool) {
+        if before.is_none() || !pending {
+            self.pending.remove(key);
+        }
         match before {
             Some(owned) => self.owned.insert(key.to_owned(), owned),
             None => self.owned.remove(key),
         };
+    }
+}
+
+/// Wakes the task of a keeper when a put ends without an answer, a dropped one included.
+struct Repeat<'a> {
+    kick: &'a Notify,
+    armed: bool,
+}
+
+impl Drop for Repeat<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.kick.notify_one();
+        }
     }
 }
 

@@ -239,6 +239,11 @@ impl Table {
         self.keys.get(key).map(|slot| self.entry(key, slot, now))
     }
 
+    /// Whether a key belongs to that session.
+    pub(crate) fn belongs(&self, key: &str, session: &str) -> bool {
+        self.keys.get(key).is_some_and(|slot| slot.session.as_deref() == Some(session))
+    }
+
     /// All keys under a prefix, in order.
     pub(crate) fn list(&self, prefix: &str, now: Instant) -> Vec<Entry> {
         self.keys

@@ -6,6 +6,7 @@
 //! | request | meaning | answer |
 //! | --- | --- | --- |
 //! | `GET ?key=` | read | 200 with [`REVISION`] and, for a leased key, [`TTL_MS`]; 404 |
+//! | `GET ?key=` with [`SESSION`] | read, and learn whether the key is that session's | as above, with [`OWN`] if it is |
 //! | `PUT ?key=` with [`SESSION`] | put under a session | 200 with [`REVISION`]; 409 unknown session |
 //! | `PUT ?key=` with `If-None-Match: *` or `If-Match: "<revision>"` | guarded put | 200; 412 guard does not hold |
 //! | `POST ?session=&ttl_ms=` | open or renew a session | 200 [`SessionAnswer`] |
@@ -13,7 +14,7 @@
 //! | `GET ?prefix=` | list | 200 [`Listing`] |
 //! | `GET ?watch=&after=&wait_ms=` | wait for changes | 200 [`Changes`], empty after `wait_ms`; 410 list again |
 //!
-//! A key or value over the limit is 413, a full server 507.
+//! A key or value over the limit is 413, a full server 507, one without room for another body 503.
 
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub(crate) const SESSION: &str = "tidewire-session";
 pub(crate) const REVISION: &str = "tidewire-revision";
 /// Time to live of a leased key.
 pub(crate) const TTL_MS: &str = "tidewire-ttl-ms";
+/// Answer header of a key that belongs to the session of the request.
+pub(crate) const OWN: &str = "tidewire-own";
 /// Version of this extension.
 pub(crate) const VERSION: &str = "1";
 /// Longest wait of one watch request.

@@ -111,8 +111,16 @@ impl Discovery {
     /// # Errors
     /// [`TransferError::Metadata`].
     pub async fn control_address(&self, name: &str) -> Result<Option<HostPort>, TransferError> {
+        Ok(self.control_entry(name).await?.and_then(|(_, address)| address))
+    }
+
+    /// The revision of that entry, and its address unless it cannot be read.
+    ///
+    /// # Errors
+    /// [`TransferError::Metadata`].
+    pub async fn control_entry(&self, name: &str) -> Result<Option<(u64, Option<HostPort>)>, TransferError> {
         let entry = self.get(&self.keys.rpc_meta(name)).await.map_err(|error| self.failed(&error))?;
-        Ok(entry.and_then(|entry| address_of(&entry)))
+        Ok(entry.map(|entry| (entry.revision, address_of(&entry))))
     }
 
     /// Everybody who is published.

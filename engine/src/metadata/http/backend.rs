@@ -25,6 +25,8 @@ const UNKNOWN: u8 = 0;
 const PLAIN: u8 = 1;
 /// Our server answered.
 const OURS: u8 = 2;
+/// Tries of a reclaim that is overtaken by our own late puts.
+const RECLAIM_TRIES: usize = 3;
 /// A key that nobody has: asking for it tells which server answers.
 pub(super) const PROBE_KEY: &str = "tidewire/probe";
 
@@ -99,23 +101,33 @@ impl HttpBackend {
 
     /// The error for an answer that is no success.
     pub(super) fn refused(&self, operation: &'static str, key: &str, answer: &Answer) -> StoreError {
-        let store = self.connections.describe().to_owned();
-        StoreError::Refused { store, operation, key: key.to_owned(), reason: answer.text() }
+        let (store, reason) = (self.connections.describe().to_owned(), answer.text());
+        if answer.status == StatusCode::SERVICE_UNAVAILABLE {
+            // It may take the same request later.
+            return StoreError::Unreachable { store, reason };
+        }
+        StoreError::Refused { store, operation, key: key.to_owned(), reason }
     }
 
     /// Reads a key.
     pub(super) async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        let answer = self.call(&Call::new(Method::GET, key_query(key)), self.request_timeout).await?;
+        Ok(self.read(&Call::new(Method::GET, key_query(key)), key).await?.map(|(entry, _)| entry))
+    }
+
+    /// Reads a key, and whether it belongs to our session.
+    async fn read(&self, call: &Call, key: &str) -> Result<Option<(Entry, bool)>, StoreError> {
+        let answer = self.call(call, self.request_timeout).await?;
         match answer.status {
             StatusCode::OK => {
                 let ttl = answer.number(wire::TTL_MS);
-                Ok(Some(Entry {
+                let entry = Entry {
                     key: key.to_owned(),
                     value: answer.body.to_vec(),
                     revision: answer.number(wire::REVISION).unwrap_or_default(),
                     leased: ttl.is_some(),
                     ttl: ttl.map(Duration::from_millis),
-                }))
+                };
+                Ok(Some((entry, answer.number(wire::OWN).is_some())))
             }
             StatusCode::NOT_FOUND => Ok(None),
             _ => Err(self.refused("get", key, &answer)),
@@ -223,16 +235,24 @@ impl SessionBackend for HttpBackend {
     }
 
     async fn reclaim(&self, lease: Lease, key: &str, owned: &Owned, _past: &[Lease]) -> Result<Written, StoreError> {
-        // A new incarnation starts without keys: whoever has the key is somebody else, unless an answer of ours got lost.
-        match self.write(lease, key, &owned.value, Some(Expect::Absent)).await? {
-            Written::Mismatch => match self.get(key).await? {
-                Some(entry) if entry.revision == owned.revision && entry.leased => Ok(Written::At(entry.revision)),
-                Some(entry) if entry.value == owned.value => {
-                    self.write(lease, key, &owned.value, Some(Expect::Revision(entry.revision))).await
+        // A new incarnation starts without keys: whoever has the key is somebody else, unless it is in our session.
+        let read = Call::new(Method::GET, key_query(key)).header(wire::SESSION, &self.session);
+        let mut expect = Expect::Absent;
+        for _ in 0..RECLAIM_TRIES {
+            match self.write(lease, key, &owned.value, Some(expect)).await? {
+                Written::Mismatch => {}
+                written => return Ok(written),
+            }
+            expect = match self.read(&read, key).await? {
+                None => Expect::Absent,
+                Some((entry, true)) if entry.value == owned.value => return Ok(Written::At(entry.revision)),
+                Some((entry, own)) if own || entry.value == owned.value || entry.revision == owned.revision => {
+                    Expect::Revision(entry.revision)
                 }
-                _ => Ok(Written::Mismatch),
-            },
-            written => Ok(written),
+                Some(_) => return Ok(Written::Mismatch),
+            };
         }
+        let reason = format!("{key} changes faster than it can be claimed");
+        Err(StoreError::Unreachable { store: self.connections.describe().to_owned(), reason })
     }
 }

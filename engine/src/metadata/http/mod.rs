@@ -1,7 +1,7 @@
 //! The `http` store: client of Mooncake's HTTP metadata server and of ours.
 //!
 //! With Mooncake's server there are GET, PUT and DELETE of a key, nothing else: session keys are removed on close only,
-//! and an existing `rpc_meta` key is not replaced ([`StoreError::Exists`]). With our own server, known by a header of its
+//! where they still have the value that was put, and an existing `rpc_meta` key is not replaced ([`StoreError::Exists`]). With our own server, known by a header of its
 //! answers, there are leases, guarded puts, listings and watches as well (see `wire`).
 //!
 //! Invariants:
@@ -13,7 +13,7 @@ mod connection;
 mod watch;
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fmt,
     future::Future,
     sync::{Arc, Mutex},
@@ -42,8 +42,8 @@ pub struct HttpStore {
     backend: Arc<HttpBackend>,
     keeper: Arc<Keeper<HttpBackend>>,
     request_timeout: Duration,
-    /// Session keys on a server without sessions.
-    unleased: Mutex<BTreeSet<String>>,
+    /// Session keys on a server without sessions, with the value that was put last.
+    unleased: Mutex<BTreeMap<String, Vec<u8>>>,
     stop: StopSource,
 }
 
@@ -101,13 +101,15 @@ impl HttpStore {
         self.keeper.forget(key).await;
         let answer = self.send(&put_call(key, value)).await?;
         match answer.status {
-            StatusCode::OK if lifetime == Lifetime::Session => lock(&self.unleased).insert(key.to_owned()),
-            StatusCode::OK => lock(&self.unleased).remove(key),
+            StatusCode::OK if lifetime == Lifetime::Session => {
+                lock(&self.unleased).insert(key.to_owned(), value.to_vec());
+            }
+            StatusCode::OK => drop(lock(&self.unleased).remove(key)),
             StatusCode::BAD_REQUEST if key.contains(wire::GUARDED) && !answer.is_ours() => {
                 return Err(StoreError::Exists { store: self.describe(), key: key.to_owned() });
             }
             _ => return Err(self.backend.refused("put", key, &answer)),
-        };
+        }
         Ok(answer.number(wire::REVISION).unwrap_or_default())
     }
 
@@ -144,12 +146,20 @@ impl HttpStore {
         }
     }
 
+    /// Removes a session key on a server without sessions, unless somebody else has put it since.
+    async fn remove_own(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {
+        if self.backend.get(key).await?.is_some_and(|entry| entry.value == value) {
+            self.send(&Call::new(Method::DELETE, key_query(key))).await?;
+        }
+        Ok(())
+    }
+
     async fn end(&self) -> Result<(), StoreError> {
         let lease = self.keeper.close().await;
         let unleased = std::mem::take(&mut *lock(&self.unleased));
         let mut outcome = Ok(());
-        for key in unleased {
-            outcome = outcome.and(self.send(&Call::new(Method::DELETE, key_query(&key))).await.map(|_| ()));
+        for (key, value) in unleased {
+            outcome = outcome.and(self.remove_own(&key, &value).await);
         }
         if lease.is_some() {
             outcome = outcome.and(self.backend.end_session().await);

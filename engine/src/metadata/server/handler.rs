@@ -5,14 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Body, Bytes, Incoming},
     header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH},
 };
 use serde::Serialize;
-use tokio::time::timeout;
+use tokio::{sync::SemaphorePermit, time::timeout};
 
 use super::{
     super::{
@@ -30,6 +30,10 @@ const HEALTH: &str = "/health";
 const WATCH_LIMIT: usize = 256;
 /// Shortest and longest time to live of a session.
 const TTL_MS: (u64, u64) = (100, 24 * 3_600 * 1_000);
+/// Start of a body that is not counted against `max_bodies_bytes`: about what a connection reads ahead anyway.
+const FREE_BODY_BYTES: usize = 16 << 10;
+/// Longest wait for room for more of a body; the other bodies may be waiting for each other.
+const ROOM_WAIT: Duration = Duration::from_secs(1);
 /// Longest session name.
 const MAX_SESSION_BYTES: usize = 128;
 
@@ -64,7 +68,7 @@ async fn metadata(state: &State, request: Request<Incoming>) -> Answer {
     };
     if let Some(key) = &query.key {
         return match *request.method() {
-            Method::GET => read(state, key),
+            Method::GET => read(state, key, request.headers()),
             Method::PUT => put(state, key, request).await,
             Method::DELETE => remove(state, key),
             _ => method_not_allowed("GET, PUT, DELETE"),
@@ -100,15 +104,19 @@ fn health(state: &State, method: &Method) -> Answer {
     json(&Health { status: "ok", keys, sessions, revision })
 }
 
-fn read(state: &State, key: &str) -> Answer {
+fn read(state: &State, key: &str, headers: &HeaderMap) -> Answer {
     let now = Instant::now();
+    let session = headers.get(wire::SESSION).and_then(|value| value.to_str().ok());
     let found = state.table.with(|table| {
         table.expire(now);
-        table.get(key, now)
+        table.get(key, now).map(|entry| (entry, session.is_some_and(|id| table.belongs(key, id))))
     });
-    let Some(entry) = found else { return text(StatusCode::NOT_FOUND, "no such key") };
+    let Some((entry, own)) = found else { return text(StatusCode::NOT_FOUND, "no such key") };
     let mut answer = body(StatusCode::OK, entry.value.into());
     answer.headers_mut().insert(wire::REVISION, entry.revision.into());
+    if own {
+        answer.headers_mut().insert(wire::OWN, 1.into());
+    }
     if let Some(ttl) = entry.ttl {
         answer.headers_mut().insert(wire::TTL_MS, wire::as_millis(ttl).into());
     }
@@ -218,29 +226,50 @@ fn read_changes(state: &State, prefix: &str, after: u64) -> Result<Changes, Comp
 }
 
 /// Reads the body within the limits of size, time and memory.
-async fn receive(state: &State, request: Request<Incoming>) -> Result<Bytes, Answer> {
+async fn receive(state: &State, request: Request<Incoming>) -> Result<Vec<u8>, Answer> {
     let limit = state.options.limits.max_value_bytes;
     let body = request.into_body();
-    let announced = body.size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(limit);
-    if announced > limit {
-        return Err(text(StatusCode::PAYLOAD_TOO_LARGE, "the value is too long"));
+    if body.size_hint().lower() > limit as u64 {
+        return Err(too_long());
     }
-    let receive = async {
-        let kib = ((announced >> 10) + 1).min(state.options.max_bodies_bytes >> 10);
-        let kib = u32::try_from(kib).unwrap_or(u32::MAX);
-        let room = state.bodies.acquire_many(kib).await;
-        let received = Limited::new(body, limit).collect().await;
-        drop(room);
-        received
-    };
-    match timeout(state.options.body_timeout, receive).await {
-        Ok(Ok(received)) => Ok(received.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            Err(text(StatusCode::PAYLOAD_TOO_LARGE, "the value is too long"))
-        }
-        Ok(Err(_)) => Err(text(StatusCode::BAD_REQUEST, "the body ended early")),
+    match timeout(state.options.body_timeout, receive_within(state, body, limit)).await {
+        Ok(received) => received,
         Err(_) => Err(text(StatusCode::REQUEST_TIMEOUT, "the body took too long")),
     }
+}
+
+/// Reads a body. What has arrived is charged, not what was announced, so that only sending takes room from others.
+async fn receive_within(state: &State, mut body: Incoming, limit: usize) -> Result<Vec<u8>, Answer> {
+    let pool = state.options.max_bodies_bytes >> 10;
+    let (mut value, mut charged) = (Vec::new(), 0);
+    let mut room: Option<SemaphorePermit<'_>> = None;
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { return Err(text(StatusCode::BAD_REQUEST, "the body ended early")) };
+        let Ok(chunk) = frame.into_data() else { continue };
+        let length = value.len() + chunk.len();
+        if length > limit {
+            return Err(too_long());
+        }
+        // A body longer than the whole pool may take all of it.
+        let due = length.saturating_sub(FREE_BODY_BYTES).div_ceil(1 << 10).min(pool);
+        if due > charged {
+            let kib = u32::try_from(due - charged).unwrap_or(u32::MAX);
+            let Ok(Ok(more)) = timeout(ROOM_WAIT, state.bodies.acquire_many(kib)).await else {
+                return Err(text(StatusCode::SERVICE_UNAVAILABLE, "no room for another body"));
+            };
+            match &mut room {
+                Some(room) => room.merge(more),
+                None => room = Some(more),
+            }
+            charged = due;
+        }
+        value.extend_from_slice(&chunk);
+    }
+    Ok(value)
+}
+
+fn too_long() -> Answer {
+    text(StatusCode::PAYLOAD_TOO_LARGE, "the value is too long")
 }
 
 /// The guard of a put; an error if its header cannot be read.

@@ -20,6 +20,8 @@ struct Keys {
     keys: BTreeMap<String, (Vec<u8>, u64, u64)>,
     /// Writes that are applied but not answered.
     mute: usize,
+    /// Writes that are neither applied nor answered.
+    dropped: usize,
     down: bool,
 }
 
@@ -59,6 +61,10 @@ impl SessionBackend for Server {
         if lease.0 != state.lease {
             return Ok(Written::LeaseLost);
         }
+        if state.dropped > 0 {
+            state.dropped -= 1;
+            return Err(unreachable());
+        }
         let at = state.keys.get(key).map(|(_, revision, _)| *revision);
         let held = match guard {
             None => true,
@@ -79,7 +85,9 @@ impl SessionBackend for Server {
     }
 
     async fn reclaim(&self, lease: Lease, key: &str, owned: &Owned, _past: &[Lease]) -> Result<Written, StoreError> {
-        self.write(lease, key, &owned.value, Some(Expect::Absent)).await
+        let ours =
+            lock(&self.state).keys.get(key).filter(|(_, _, of)| *of == lease.0).map(|(_, revision, _)| *revision);
+        self.write(lease, key, &owned.value, Some(ours.map_or(Expect::Absent, Expect::Revision))).await
     }
 }
 
@@ -152,4 +160,65 @@ async fn a_closed_keeper_puts_nothing() {
     keeper.tend().await.unwrap();
     assert_eq!(server.value("a"), None);
     assert!(matches!(keeper.put("a", b"1", None).await, Err(StoreError::Closed { .. })));
+}
+
+/// Somebody else's value.
+fn theirs() -> (Vec<u8>, u64, u64) {
+    (b"theirs".to_vec(), 99, 1_000)
+}
+
+#[tokio::test]
+async fn a_key_that_was_taken_is_put_again_only_after_it_was_removed_or_with_a_guard() {
+    let (server, keeper, _stop) = keeper();
+    for key in ["a", "b"] {
+        keeper.put(key, b"1", None).await.unwrap();
+    }
+    server.lose_lease();
+    for key in ["a", "b"] {
+        lock(&server.state).keys.insert(key.to_owned(), theirs());
+    }
+    keeper.tend().await.unwrap();
+    for key in ["a", "b"] {
+        let refused = keeper.put(key, b"2", None).await;
+        assert!(matches!(refused, Err(StoreError::Exists { .. })), "{refused:?}");
+        assert_eq!(server.value(key).unwrap(), b"theirs");
+    }
+    keeper.forget("a").await;
+    keeper.put("a", b"3", None).await.unwrap();
+    assert!(keeper.put("b", b"3", Some(Expect::Revision(99))).await.unwrap().is_some());
+    keeper.put("b", b"4", None).await.unwrap();
+    assert_eq!((server.value("a").unwrap(), server.value("b").unwrap()), (b"3".to_vec(), b"4".to_vec()));
+}
+
+#[tokio::test]
+async fn a_put_that_meets_a_lost_lease_leaves_what_others_took() {
+    let (server, keeper, _stop) = keeper();
+    for key in ["a", "b"] {
+        keeper.put(key, b"1", None).await.unwrap();
+    }
+    server.lose_lease();
+    lock(&server.state).keys.insert("a".to_owned(), theirs());
+    let refused = keeper.put("a", b"2", None).await;
+    assert!(matches!(refused, Err(StoreError::Exists { .. })), "{refused:?}");
+    assert_eq!(server.value("a").unwrap(), b"theirs");
+    // A new lease is there by now, but this key was not looked at under it.
+    lock(&server.state).keys.insert("b".to_owned(), theirs());
+    let refused = keeper.put("b", b"2", None).await;
+    assert!(matches!(refused, Err(StoreError::Exists { .. })), "{refused:?}");
+    assert_eq!(server.value("b").unwrap(), b"theirs");
+}
+
+#[tokio::test]
+async fn a_put_that_failed_is_repeated_although_the_lease_lives() {
+    let (server, keeper, _stop) = keeper();
+    keeper.put("a", b"1", None).await.unwrap();
+    lock(&server.state).dropped = 1;
+    assert!(keeper.put("a", b"2", None).await.is_err());
+    assert_eq!(server.value("a").unwrap(), b"1");
+    let repeated = async {
+        while server.value("a").unwrap() != b"2" {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(5), repeated).await.unwrap();
 }
