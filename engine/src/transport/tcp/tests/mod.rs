@@ -2,6 +2,10 @@
 //! `tests/conformance`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod faulty_target;
+mod flow;
+mod initiator;
+
 use std::{
     io::{Read, Write},
     net::{Shutdown, TcpStream},
@@ -12,7 +16,7 @@ use tidewire_core::{
     error::RefuseReason,
     mooncake::descriptor::{NativeExtension, SegmentDescriptor},
     native::{
-        frame::{FrameHeader, FrameKind, FrameStatus, push_entry},
+        frame::{FrameHeader, FrameKind, FrameStatus, HEADER_LEN, push_entry},
         hello::{HELLO_LEN, Hello, Welcome},
     },
 };
