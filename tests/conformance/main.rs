@@ -1,5 +1,7 @@
 //! Conformance: the rules of a trait, run over every implementation of it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "tests")]
 
+#[path = "../support/common.rs"]
+mod common;
 mod metadata;
 mod transport;

@@ -2,7 +2,15 @@
 //! and nothing hangs, leaks or is touched afterwards.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "tests")]
 
+#[cfg(feature = "etcd")]
+#[path = "../support/common.rs"]
+mod common;
+mod crowd;
+#[cfg(feature = "etcd")]
+mod etcd_lost;
+mod flood;
 mod input;
+mod listening;
 mod partition;
 mod peer;
 mod strangers;
