@@ -11,7 +11,7 @@ use std::{
 use rustix::process::Signal;
 use tidewire_engine::{
     Config, TransferEngine,
-    core::{Location, Opcode, SegmentId, TransportKind},
+    core::{Location, Opcode, SegmentId, TransferError, TransportKind},
 };
 
 use super::target::request;
@@ -115,9 +115,16 @@ fn an_etcd_that_freezes_or_dies_costs_no_transfer() {
         let before = load.count();
         etcd.kill();
         load.goes_on("while etcd is down", before);
-        let late = far.allocate(LEN, Location::Any).unwrap();
+        let refused = far.allocate(LEN, Location::Any).unwrap_err();
+        assert!(matches!(refused, TransferError::Metadata { .. }), "{refused:?}");
         runtime.block_on(etcd.start_again(true));
-        until("a buffer registered without etcd is published", || sees(&near, &far, late.addr()));
+        let late = Mutex::new(None);
+        until("a buffer can be registered again", || {
+            *late.lock().unwrap() = far.allocate(LEN, Location::Any).ok();
+            late.lock().unwrap().is_some()
+        });
+        let late = late.into_inner().unwrap().unwrap();
+        until("a buffer is published after the restart", || sees(&near, &far, late.addr()));
         load.goes_on("after etcd came back", load.count());
     });
     assert_eq!(*load.failed.lock().unwrap(), None);
