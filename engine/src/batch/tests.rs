@@ -225,6 +225,19 @@ fn a_parked_thread_wakes_by_nudge_and_by_the_last_slice() {
 }
 
 #[test]
+fn a_nudge_is_left_for_whoever_parks_to_drive() {
+    let batch = BatchCore::new(1);
+    let open = begin(&batch, &[1], 1);
+    batch.nudge();
+    assert!(!batch.park_settled(soon(30)), "not ended by the nudge, but by its deadline");
+    let started = Instant::now();
+    assert!(!batch.park(soon(20_000)));
+    assert!(started.elapsed() < Duration::from_secs(10), "the nudge was left");
+    open.into_iter().for_each(SliceToken::complete);
+    assert!(batch.park_settled(soon(0)));
+}
+
+#[test]
 fn the_event_is_written_when_the_batch_settles() {
     let event = || File::from(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap());
     let count = |file: &File| {
