@@ -399,3 +399,6 @@ impl Drop for ClosingToken {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,8 @@
 
 #[path = "../support/cma.rs"]
 mod cma;
+#[path = "../support/common.rs"]
+mod common;
 #[cfg(feature = "etcd")]
 #[path = "../support/etcd.rs"]
 mod etcd;

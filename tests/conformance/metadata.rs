@@ -1,12 +1,15 @@
-//! The rules of [`MetadataStore`], run over `memory`, `http` with our own server, and `etcd`.
+//! The rules of [`MetadataStore`], run over `memory`, `http` with our own server, and `etcd`; over `p2p`, those
+//! that its capabilities allow.
 
 mod bodies;
 #[cfg(feature = "etcd")]
 mod etcd;
 #[cfg(feature = "etcd")]
+#[path = "../support/etcd_server.rs"]
 mod etcd_server;
 mod http;
 mod mooncake;
+mod p2p;
 mod plain;
 mod rules;
 mod support;
@@ -15,6 +18,7 @@ use std::sync::Arc;
 
 use tidewire_engine::metadata::{
     MetadataStore, StoreOptions,
+    p2p::P2pStore,
     server::{MetadataServer, ServerOptions},
 };
 
@@ -37,6 +41,20 @@ impl Memory {
 impl Sibling for Memory {
     async fn open(&self) -> Arc<dyn MetadataStore> {
         open(&self.0, &StoreOptions::default()).await.unwrap()
+    }
+}
+
+struct P2p;
+
+impl P2p {
+    async fn start() -> Option<Self> {
+        Some(P2p)
+    }
+}
+
+impl Sibling for P2p {
+    async fn open(&self) -> Arc<dyn MetadataStore> {
+        Arc::new(P2pStore::default())
     }
 }
 
@@ -114,6 +132,11 @@ macro_rules! all_rules {
     };
 }
 
+conformance!(
+    over_p2p,
+    P2p,
+    [a_missing_key_is_no_error, compare_and_put_holds_its_guard, a_closed_store_says_so, values_are_kept_as_they_are]
+);
 all_rules!(over_memory, Memory);
 all_rules!(over_http, Http);
 #[cfg(feature = "etcd")]

@@ -4,7 +4,18 @@
 
 #[path = "../support/cma.rs"]
 mod cma;
+#[cfg(feature = "etcd")]
+#[path = "../support/common.rs"]
+mod common;
+mod crowd;
+#[cfg(feature = "etcd")]
+#[path = "../support/etcd.rs"]
+mod etcd;
+#[cfg(feature = "etcd")]
+mod etcd_lost;
+mod flood;
 mod input;
+mod listening;
 mod partition;
 mod peer;
 mod strangers;

@@ -13,25 +13,25 @@ use tidewire_engine::{
 
 use super::target::{engine, request};
 
-struct Ports {
-    control: u16,
-    native: u16,
-    mooncake: u16,
+pub struct Ports {
+    pub control: u16,
+    pub native: u16,
+    pub mooncake: u16,
 }
 
-fn ports(engine: &TransferEngine) -> Ports {
+pub fn ports(engine: &TransferEngine) -> Ports {
     let status = engine.status();
     Ports { control: engine.rpc_port(), native: status.data_port, mooncake: status.mooncake_port }
 }
 
-fn connect(port: u16) -> TcpStream {
+pub fn connect(port: u16) -> TcpStream {
     let socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     socket
 }
 
 /// Time of a write, a read and a probe between two engines.
-fn exercise(near: &TransferEngine, far: &TransferEngine) -> Duration {
+pub fn exercise(near: &TransferEngine, far: &TransferEngine) -> Duration {
     let source = near.allocate(1 << 16, Location::Any).unwrap();
     let target = far.allocate(1 << 16, Location::Any).unwrap();
     let segment = near.open_segment_no_cache(far.segment_name()).unwrap();

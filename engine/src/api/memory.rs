@@ -9,7 +9,10 @@ use super::{
     buffer::Buffer,
     engine::{EngineInner, TransferEngine},
 };
-use crate::memory::{Backing, LocalRegion, alloc};
+use crate::{
+    memory::{Backing, LocalRegion, alloc},
+    segment::publish::WAIT_BUFFERS,
+};
 
 impl TransferEngine {
     /// Allocates registered memory, zeroed. Best for transfers on one host: peers map it.
@@ -26,7 +29,8 @@ impl TransferEngine {
     }
 
     /// Registers memory of the caller: peers that find this segment may read and write it from now on, and it may be the
-    /// source of requests. Returns after the metadata store has it (see `TIDEWIRE_PUBLISH_WAIT`).
+    /// source of requests. Returns after the metadata store has it (see `TIDEWIRE_PUBLISH_WAIT`);
+    /// with more than 256 buffers it is published soon after.
     ///
     /// # Errors
     /// [`TransferError::ZeroLength`], [`TransferError::RangeOverflow`], [`TransferError::Overlap`],
@@ -92,7 +96,7 @@ impl EngineInner {
             let Some(region) = added.last() else { return Ok(()) };
             self.connector.transports.iter().try_for_each(|transport| transport.register(region))
         });
-        let result = result.and_then(|()| self.publisher.publish(self.config.publish_wait));
+        let result = result.and_then(|()| self.publisher.publish(self.waits(ranges.len())));
         result.map_err(|error| self.take_back(&added, error))
     }
 
@@ -128,8 +132,13 @@ impl EngineInner {
                 first = Err(error);
             }
         }
-        self.announce_removal(self.config.publish_wait);
+        self.announce_removal(self.waits(addrs.len()));
         first
+    }
+
+    /// Whether a change of `count` buffers waits for the store: a batch does, a single one only among few.
+    fn waits(&self, count: usize) -> bool {
+        self.config.publish_wait && (count > 1 || self.regions.count() <= WAIT_BUFFERS)
     }
 
     /// Publishes that buffers are gone, unless the engine is ending.

@@ -10,7 +10,7 @@ use std::{
     collections::HashMap,
     sync::{
         Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -28,12 +28,13 @@ pub struct P2pStore {
     keys: KeySpace,
     own: Mutex<HashMap<String, (Vec<u8>, u64)>>,
     revision: AtomicU64,
+    closed: AtomicBool,
 }
 
 impl P2pStore {
     /// A store that asks peers through `client`.
     pub fn new(client: ControlClient, keys: KeySpace) -> Self {
-        P2pStore { client, keys, own: Mutex::default(), revision: AtomicU64::new(0) }
+        P2pStore { client, keys, own: Mutex::default(), revision: AtomicU64::new(0), closed: AtomicBool::new(false) }
     }
 
     /// What this process put under `key`.
@@ -45,6 +46,18 @@ impl P2pStore {
         let own = lock(&self.own);
         let (value, revision) = own.get(key)?;
         Some(Entry { key: key.to_owned(), value: value.clone(), revision: *revision, leased: true, ttl: None })
+    }
+
+    fn check_open(&self) -> Result<(), StoreError> {
+        match self.closed.load(Ordering::Acquire) {
+            true => Err(StoreError::Closed { store: NAME.to_owned() }),
+            false => Ok(()),
+        }
+    }
+
+    fn unsupported<T>(&self, operation: &'static str) -> Result<T, StoreError> {
+        self.check_open()?;
+        Err(StoreError::Unsupported { store: NAME.to_owned(), operation })
     }
 
     fn next_revision(&self) -> u64 {
@@ -78,14 +91,17 @@ impl MetadataStore for P2pStore {
 
     fn put<'a>(&'a self, key: &'a str, value: &'a [u8], _lifetime: Lifetime) -> StoreFuture<'a, u64> {
         Box::pin(async move {
+            let mut own = lock(&self.own);
+            self.check_open()?;
             let revision = self.next_revision();
-            lock(&self.own).insert(key.to_owned(), (value.to_vec(), revision));
+            own.insert(key.to_owned(), (value.to_vec(), revision));
             Ok(revision)
         })
     }
 
     fn get<'a>(&'a self, key: &'a str) -> StoreFuture<'a, Option<Entry>> {
         Box::pin(async move {
+            self.check_open()?;
             match self.own_entry(key) {
                 Some(entry) => Ok(Some(entry)),
                 None => self.ask(key).await,
@@ -94,7 +110,10 @@ impl MetadataStore for P2pStore {
     }
 
     fn remove<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        Box::pin(async move { Ok(lock(&self.own).remove(key).is_some()) })
+        Box::pin(async move {
+            self.check_open()?;
+            Ok(lock(&self.own).remove(key).is_some())
+        })
     }
 
     fn compare_and_put<'a>(
@@ -106,6 +125,7 @@ impl MetadataStore for P2pStore {
     ) -> StoreFuture<'a, Option<u64>> {
         Box::pin(async move {
             let mut own = lock(&self.own);
+            self.check_open()?;
             let holds = match (expect, own.get(key)) {
                 (Expect::Absent, seen) => seen.is_none(),
                 (Expect::Revision(expected), Some((_, seen))) => *seen == expected,
@@ -120,16 +140,19 @@ impl MetadataStore for P2pStore {
     }
 
     fn list<'a>(&'a self, _prefix: &'a str) -> StoreFuture<'a, Vec<Entry>> {
-        Box::pin(async { Err(StoreError::Unsupported { store: NAME.to_owned(), operation: "list" }) })
+        Box::pin(async { self.unsupported("list") })
     }
 
     fn watch<'a>(&'a self, _prefix: &'a str) -> StoreFuture<'a, tokio::sync::mpsc::Receiver<WatchEvent>> {
-        Box::pin(async { Err(StoreError::Unsupported { store: NAME.to_owned(), operation: "watch" }) })
+        Box::pin(async { self.unsupported("watch") })
     }
 
     fn close(&self) -> StoreFuture<'_, ()> {
         Box::pin(async {
-            lock(&self.own).clear();
+            let mut own = lock(&self.own);
+            // Under the lock: a put that comes after this says so.
+            self.closed.store(true, Ordering::Release);
+            own.clear();
             Ok(())
         })
     }

@@ -29,9 +29,9 @@ use crate::{
     runtime::ctl::Ctl,
 };
 
-/// Buffers up to which a caller waits until the store has its change. Each write carries the whole descriptor, so beyond
+/// Buffers up to which who registers one waits until the store has it. Each write carries the whole descriptor, so beyond
 /// that registering one by one would cost the square of their number.
-const WAIT_BUFFERS: usize = 256;
+pub const WAIT_BUFFERS: usize = 256;
 
 /// With more buffers than that, the writer rests this many times as long as the last write took.
 const REST: u32 = 8;
@@ -84,8 +84,8 @@ impl Publisher {
 
     /// Publishes the present state of the region table. With `p2p` that is no more than marking the text as old.
     ///
-    /// With `wait` the call returns after the store has it, or gave an error; not with more than 256 buffers, whose
-    /// descriptor follows in the background. Native peers need no list of buffers, since the target judges ranges.
+    /// With `wait` the call returns after the store has it, or gave an error; else that follows in the background. Native
+    /// peers need no list of buffers, since the target judges ranges.
     ///
     /// # Errors
     /// [`TransferError::Metadata`].
@@ -102,7 +102,7 @@ impl Publisher {
             let publisher = Arc::clone(self);
             self.ctl.spawn(async move { publisher.write_until_done().await });
         }
-        if !wait || self.own.buffers() > WAIT_BUFFERS {
+        if !wait {
             return Ok(());
         }
         self.urgent.notify_one();

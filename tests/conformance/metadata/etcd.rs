@@ -6,12 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::Signal;
 use tidewire_engine::metadata::{Lifetime, StoreError, StoreOptions, WatchEvent};
 use tokio::{io::copy_bidirectional, net::TcpListener, net::TcpStream, sync::watch};
 
 use super::{
     etcd_server::EtcdServer,
-    support::{CHILD_KEY, KeyHolder, lease, next, open, unique, until, until_put, until_value},
+    support::{CHILD_KEY, KeyHolder, http, lease, next, open, unique, until, until_put, until_value},
 };
 
 #[tokio::test]
@@ -41,7 +42,7 @@ async fn a_frozen_server_fails_calls_in_time_and_costs_nothing_once_it_runs() {
     let (owner, watcher) = (open(&server.uri(), &options).await.unwrap(), open(&server.uri(), &options).await.unwrap());
     owner.put("w/session", b"1", Lifetime::Session).await.unwrap();
     let mut watch = watcher.watch("w/").await.unwrap();
-    server.signal("STOP");
+    server.signal(Signal::STOP);
     let frozen = Instant::now();
     // Longer than the lease and than the pings of the connection.
     while frozen.elapsed() < Duration::from_secs(10) {
@@ -50,7 +51,7 @@ async fn a_frozen_server_fails_calls_in_time_and_costs_nothing_once_it_runs() {
         assert!(matches!(outcome, Err(StoreError::Unreachable { .. })), "{outcome:?}");
         assert!(start.elapsed() < Duration::from_millis(1_500), "{:?}", start.elapsed());
     }
-    server.signal("CONT");
+    server.signal(Signal::CONT);
     until("calls work again", || async { owner.put("w/after", b"1", Lifetime::Session).await.ok() }).await;
     until_value(&watcher, "w/session", Some(b"1")).await;
     loop {
@@ -90,9 +91,9 @@ async fn a_lease_that_is_revoked_is_replaced_by_the_next_put() {
     let Some(server) = EtcdServer::start(&[]).await else { return };
     let store = open(&server.uri(), &lease(60_000)).await.unwrap();
     store.put("a", b"1", Lifetime::Session).await.unwrap();
-    let leases = server.gateway("/v3/lease/leases", "{}").await;
+    let leases = gateway(&server, "/v3/lease/leases", "{}").await;
     let id = leases["leases"][0]["ID"].as_str().unwrap().to_owned();
-    server.gateway("/v3/kv/lease/revoke", &format!("{{\"ID\":\"{id}\"}}")).await;
+    gateway(&server, "/v3/kv/lease/revoke", &format!("{{\"ID\":\"{id}\"}}")).await;
     assert_eq!(store.get("a").await.unwrap(), None);
     store.put("b", b"1", Lifetime::Session).await.unwrap();
     assert!(store.get("b").await.unwrap().unwrap().leased);
@@ -221,7 +222,7 @@ async fn a_watch_that_was_compacted_away_is_told_the_difference() {
         writer.put("w/changes", &[round], Lifetime::Permanent).await.unwrap();
     }
     let last = writer.put("w/comes", b"1", Lifetime::Permanent).await.unwrap();
-    server.gateway("/v3/kv/compaction", &format!("{{\"revision\":\"{last}\",\"physical\":true}}")).await;
+    gateway(&server, "/v3/kv/compaction", &format!("{{\"revision\":\"{last}\",\"physical\":true}}")).await;
     proxy.open.send_replace(true);
     assert_eq!(next(&mut watch).await, WatchEvent::Removed { key: "w/goes".to_owned() });
     assert!(matches!(next(&mut watch).await, WatchEvent::Put(entry) if entry.key == "w/changes" && entry.value == [9]));
@@ -246,10 +247,10 @@ async fn a_dead_endpoint_is_passed_over() {
 #[tokio::test]
 async fn an_account_is_used_and_a_wrong_one_refused() {
     let Some(server) = EtcdServer::start(&[]).await else { return };
-    server.gateway("/v3/auth/user/add", r#"{"name":"root","password":"p@ss"}"#).await;
-    server.gateway("/v3/auth/role/add", r#"{"name":"root"}"#).await;
-    server.gateway("/v3/auth/user/grant", r#"{"user":"root","role":"root"}"#).await;
-    server.gateway("/v3/auth/enable", "{}").await;
+    gateway(&server, "/v3/auth/user/add", r#"{"name":"root","password":"p@ss"}"#).await;
+    gateway(&server, "/v3/auth/role/add", r#"{"name":"root"}"#).await;
+    gateway(&server, "/v3/auth/user/grant", r#"{"user":"root","role":"root"}"#).await;
+    gateway(&server, "/v3/auth/enable", "{}").await;
     let store = open(&format!("etcd://root:p%40ss@{}", server.address()), &lease(2_000)).await.unwrap();
     let mut watch = store.watch("key").await.unwrap();
     store.put("key", b"1", Lifetime::Session).await.unwrap();
@@ -370,4 +371,11 @@ fn openssl(dir: &Path, arguments: &str) -> Result<(), String> {
         .map_err(|error| error.to_string())?;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     if output.status.success() { Ok(()) } else { Err(text) }
+}
+
+/// Calls etcd's JSON gateway.
+async fn gateway(server: &EtcdServer, path: &str, body: &str) -> serde_json::Value {
+    let (status, answer) = http(&server.address(), "POST", path, body).await;
+    assert_eq!(status, 200, "{path}: {answer}");
+    serde_json::from_str(&answer).unwrap()
 }

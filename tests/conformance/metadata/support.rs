@@ -3,33 +3,20 @@
 use std::{
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Duration,
 };
 
 use tidewire_engine::metadata::{self, Lifetime, MetadataStore, StoreError, StoreOptions, WatchEvent, uri};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    sync::mpsc::Receiver,
-};
+use tokio::sync::mpsc::Receiver;
 
-/// Longest wait for anything.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) use crate::common::{PATIENCE, http, raw_http, unique, until};
+
 /// Set in the child process of a test.
 const CHILD_URI: &str = "TIDEWIRE_CONFORMANCE_CHILD_URI";
 const CHILD_TTL_MS: &str = "TIDEWIRE_CONFORMANCE_CHILD_TTL_MS";
 /// Key that the child holds.
 pub(super) const CHILD_KEY: &str = "mooncake/ram/child";
-
-/// A name nobody else uses.
-pub(super) fn unique() -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
-}
 
 /// Opens a store by its connection string.
 pub(super) async fn open(text: &str, options: &StoreOptions) -> Result<Arc<dyn MetadataStore>, StoreError> {
@@ -53,18 +40,6 @@ pub(super) async fn until_put(watch: &mut Receiver<WatchEvent>, key: &str) {
     while !matches!(next(watch).await, WatchEvent::Put(entry) if entry.key == key) {}
 }
 
-/// Waits until `probe` gives a value.
-pub(super) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(value) = probe().await {
-            return value;
-        }
-        assert!(start.elapsed() < PATIENCE, "{what} did not happen within {PATIENCE:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 /// Waits until a key has a value, or is gone for `None`.
 pub(super) async fn until_value(store: &Arc<dyn MetadataStore>, key: &str, value: Option<&[u8]>) {
     let what = format!("{key} = {value:?}");
@@ -73,31 +48,6 @@ pub(super) async fn until_value(store: &Arc<dyn MetadataStore>, key: &str, value
         (found.as_ref().map(|entry| entry.value.as_slice()) == value).then_some(())
     })
     .await;
-}
-
-/// Sends bytes to an HTTP server and reads what comes until it closes.
-pub(super) async fn raw_http(address: &str, request: &str) -> String {
-    let exchange = async {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        // A server that closes early resets the connection; what it said before counts.
-        let _ = stream.read_to_end(&mut answer).await;
-        String::from_utf8_lossy(&answer).into_owned()
-    };
-    tokio::time::timeout(PATIENCE, exchange).await.expect("an answer in time")
-}
-
-/// One request with a body on a connection of its own; status and body.
-pub(super) async fn http(address: &str, method: &str, target: &str, body: &str) -> (u16, String) {
-    let length = body.len();
-    let request = format!(
-        "{method} {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
-    );
-    let answer = raw_http(address, &request).await;
-    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    (status.unwrap_or_else(|| panic!("no status in {answer:?}")), body.to_owned())
 }
 
 /// A process that holds [`CHILD_KEY`]; killed at the end.

@@ -204,7 +204,7 @@ impl ServerConn {
             // This process may have been stopped, or busy with others, since it was told that there is something to read.
             let now = Instant::now();
             if now.duration_since(standing) > STANDING {
-                if state.socket.as_ref().is_some_and(|socket| socket::was_reset(socket)) {
+                if state.socket.as_ref().is_some_and(socket::was_reset) {
                     return Err(End::Refused("reset"));
                 }
                 standing = now;

@@ -5,10 +5,12 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use super::support::{http, send_signal, unique, until};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::common::{http, unique, until};
 
 /// A running etcd.
-pub(super) struct EtcdServer {
+pub struct EtcdServer {
     child: Child,
     port: u16,
     peer_port: u16,
@@ -19,7 +21,7 @@ pub(super) struct EtcdServer {
 
 impl EtcdServer {
     /// Starts it; `None` (and says so) if this host has no etcd. With certificates among the arguments it speaks TLS.
-    pub(super) async fn start(arguments: &[&str]) -> Option<Self> {
+    pub async fn start(arguments: &[&str]) -> Option<Self> {
         if crate::etcd::skip() {
             return None;
         }
@@ -34,35 +36,28 @@ impl EtcdServer {
     }
 
     /// `host:port`.
-    pub(super) fn address(&self) -> String {
+    pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
     /// Connection string.
-    pub(super) fn uri(&self) -> String {
+    pub fn uri(&self) -> String {
         format!("etcd://{}", self.address())
     }
 
-    /// Calls etcd's JSON gateway.
-    pub(super) async fn gateway(&self, path: &str, body: &str) -> serde_json::Value {
-        let (status, answer) = http(&self.address(), "POST", path, body).await;
-        assert_eq!(status, 200, "{path}: {answer}");
-        serde_json::from_str(&answer).unwrap()
-    }
-
     /// SIGSTOP or SIGCONT.
-    pub(super) fn signal(&self, name: &str) {
-        send_signal(self.child.id(), name);
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Kills it with SIGKILL.
-    pub(super) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// Starts it again on the same port, after [`kill`](Self::kill); with or without its data.
-    pub(super) async fn start_again(&mut self, keep_data: bool) {
+    pub async fn start_again(&mut self, keep_data: bool) {
         if !keep_data {
             std::fs::remove_dir_all(&self.dir).unwrap();
         }
