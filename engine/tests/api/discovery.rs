@@ -82,6 +82,8 @@ fn a_batch_of_registrations_is_published_once() {
     let parts: Vec<_> = (0..1000).map(|i| (base.wrapping_add(i * 64), 64)).collect();
     // SAFETY: the vector outlives the registrations, which end below.
     unsafe { a.register_memory_batch(&parts, Location::Any) }.unwrap();
+    // With so many buffers nobody waits for the store.
+    wait_until("the batch is published", || a.status().counters.publications > before);
     assert_eq!(a.status().counters.publications, before + 1);
     a.unregister_memory_batch(&parts.iter().map(|(addr, _)| *addr as u64).collect::<Vec<_>>()).unwrap();
     assert_eq!((a.status().counters.publications, a.status().buffers), (before + 2, 0));
