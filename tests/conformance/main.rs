@@ -9,4 +9,7 @@ mod common;
 #[path = "../support/etcd.rs"]
 mod etcd;
 mod metadata;
+#[cfg(feature = "etcd")]
+#[path = "../support/stopped.rs"]
+mod stopped;
 mod transport;

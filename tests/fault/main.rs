@@ -18,6 +18,8 @@ mod input;
 mod listening;
 mod partition;
 mod peer;
+#[path = "../support/stopped.rs"]
+mod stopped;
 mod strangers;
 mod target;
 mod vanish;

@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Write},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -11,6 +11,8 @@ use tidewire_engine::{
     Config, TransferEngine,
     core::{Location, Opcode, SegmentId, TransferRequest, TransportKind},
 };
+
+use super::stopped::wait_stopped;
 
 const ROLE: &str = "TIDEWIRE_FAULT_TARGET";
 
@@ -85,11 +87,7 @@ impl Target {
     /// Stops the process and returns once it is stopped.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap().contains(") T ") {
-            assert!(Instant::now() < deadline);
-            std::thread::yield_now();
-        }
+        wait_stopped(self.pid());
     }
 
     pub fn kill(&mut self) {

@@ -48,6 +48,9 @@ impl EtcdServer {
     /// SIGSTOP or SIGCONT.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
+        if signal == Signal::STOP {
+            crate::stopped::wait_stopped(self.child.id());
+        }
     }
 
     /// Kills it with SIGKILL.
