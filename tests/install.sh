@@ -14,7 +14,7 @@ packages=()
 want() { # want PACKAGE... : what a failed probe needs
     packages+=("$@")
 }
-has() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
+has() { type -P "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
 # Never `grep -q` behind a pipe: it ends at the first match, and under pipefail the writer's SIGPIPE is then the status.
 has_library() { { ldconfig -p 2>/dev/null || /sbin/ldconfig -p; } | grep -F "$1 " >/dev/null; }
 

@@ -10,6 +10,7 @@ import json
 import os
 import queue
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -287,6 +288,9 @@ def _hypervisor():
 
 def commit():
     """Short commit of the checkout, with + when it has changes."""
+    if shutil.which("git") is None:
+        return "unknown"
+
     def git(*arguments):
         return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=False).stdout.strip()
     return (git("rev-parse", "--short=10", "HEAD") or "unknown") + ("+" if git("status", "--porcelain", "-uno") else "")
