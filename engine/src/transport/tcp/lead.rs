@@ -65,8 +65,7 @@ impl TcpLink {
         let mut spin_until = (!how.spin.is_zero()).then(|| Instant::now() + how.spin);
         let mut looked = Instant::now();
         loop {
-            let before = self.open_slices();
-            let bulk = self.step_all(&mut settled);
+            let seen = self.step_all(&mut settled);
             if batch.is_settled() {
                 return;
             }
@@ -79,22 +78,22 @@ impl TcpLink {
                 self.look(now);
                 continue;
             }
-            if self.open_slices() != before {
-                // Work comes in: what polls for it pays.
+            if seen.heard {
+                // Something comes in: what polls for the rest pays.
                 spin_until = spin_until.map(|_| now + how.spin);
             }
             match spin_until {
                 // Receiving takes the lock of the socket, which keeps bulk data from coming in; asking `poll` does not.
-                Some(until) if now < until && bulk => self.wait_ready(Duration::ZERO),
+                Some(until) if now < until && seen.bulk => self.wait_ready(Duration::ZERO),
                 Some(until) if now < until => std::hint::spin_loop(),
                 _ => self.sleep(how.deadline),
             }
         }
     }
 
-    /// One pass over all streams; whether bulk data is on its way in.
-    fn step_all(&self, settled: &mut Settled) -> bool {
-        let mut bulk = false;
+    /// One pass over all streams.
+    fn step_all(&self, settled: &mut Settled) -> Seen {
+        let mut seen = Seen::default();
         for stream in &self.streams {
             let outcome = {
                 let mut state = lock(&stream.state);
@@ -102,18 +101,21 @@ impl TcpLink {
                     continue;
                 }
                 let outcome = self.step(stream, &mut state, settled);
-                bulk |= state.conn.as_ref().is_some_and(|c| c.expects_bulk());
+                seen.bulk |= state.conn.as_ref().is_some_and(|c| c.expects_bulk());
                 outcome
             };
-            if let Err(failure) = outcome {
-                self.settle(settled);
-                self.fail(failure);
-                return false;
+            match outcome {
+                Ok(heard) => seen.heard |= heard,
+                Err(failure) => {
+                    self.settle(settled);
+                    self.fail(failure);
+                    return Seen::default();
+                }
             }
         }
         self.pump();
         self.settle(settled);
-        bulk
+        seen
     }
 
     /// Sleeps until a stream is ready, somebody kicks, or it is time to look at the heartbeats.
@@ -242,6 +244,15 @@ impl TcpLink {
     }
 }
 
+/// What a pass over the streams saw.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    /// Something came in.
+    heard: bool,
+    /// Bulk data is on its way in.
+    bulk: bool,
+}
+
 /// A detached stream in an event loop.
 struct StreamSource {
     link: Weak<TcpLink>,
@@ -265,7 +276,7 @@ impl Source for StreamSource {
             link.kick();
         }
         match outcome {
-            Ok(()) => link.pump(),
+            Ok(_) => link.pump(),
             Err(failure) => link.fail(failure),
         }
         if link.open_slices() > 0 { Next::Tick } else { Next::Keep }

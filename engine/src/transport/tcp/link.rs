@@ -180,7 +180,7 @@ impl TcpLink {
             let outcome = {
                 let mut state = lock(&first.state);
                 let dialled = if state.conn.is_none() { self.dial(first, &mut state) } else { Ok(()) };
-                dialled.and_then(|()| self.step(first, &mut state, &mut Settled::new()))
+                dialled.and_then(|()| self.step(first, &mut state, &mut Settled::new()).map(|_| ()))
             };
             if let Err(failure) = outcome {
                 self.fail(failure);
@@ -318,11 +318,16 @@ impl TcpLink {
         }
     }
 
-    /// Receives and sends what is possible on one stream.
-    pub(super) fn step(&self, stream: &Stream, state: &mut StreamState, settled: &mut Settled) -> Result<(), Failure> {
-        let Some(conn) = &mut state.conn else { return Ok(()) };
+    /// Receives and sends what is possible on one stream; whether anything came in.
+    pub(super) fn step(
+        &self,
+        stream: &Stream,
+        state: &mut StreamState,
+        settled: &mut Settled,
+    ) -> Result<bool, Failure> {
+        let Some(conn) = &mut state.conn else { return Ok(false) };
         let mut ended = Vec::new();
-        let result = conn.flush().and_then(|()| conn.receive(self.options.frame_bytes, &mut ended).map(|_| ()));
+        let result = conn.flush().and_then(|()| conn.receive(self.options.frame_bytes, &mut ended));
         if !ended.is_empty() {
             state.failures = 0;
         }
@@ -337,8 +342,8 @@ impl TcpLink {
             self.requeue(again.into_iter());
         }
         match result {
-            Ok(()) => Ok(()),
-            Err(why) => self.lose(stream, state, why),
+            Ok(heard) => Ok(heard),
+            Err(why) => self.lose(stream, state, why).map(|()| false),
         }
     }
 
